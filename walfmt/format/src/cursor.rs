@@ -1,0 +1,134 @@
+//! One small reader for variable-length payloads: it names what was missing and notices what was
+//! left over.
+
+use crate::relation::RelFileLocator;
+
+/// Reads little-endian values from the front of a byte slice.
+#[derive(Clone, Debug)]
+pub struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+/// A payload is shorter or longer than its own fields say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CursorError {
+    /// The bytes end inside a field.
+    #[error("{field} needs {needed} bytes, {left} are left")]
+    Short {
+        /// Which field, by PostgreSQL's name.
+        field: &'static str,
+        /// Its size.
+        needed: usize,
+        /// What was there.
+        left: usize,
+    },
+    /// Bytes follow after the last field.
+    #[error("{left} bytes follow after {field}")]
+    Trailing {
+        /// The last field.
+        field: &'static str,
+        /// How many bytes too many.
+        left: usize,
+    },
+}
+
+impl<'a> Cursor<'a> {
+    /// A reader over `bytes`.
+    #[must_use]
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// What has not been read yet.
+    #[must_use]
+    pub const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Whether all has been read.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next `len` bytes.
+    pub fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], CursorError> {
+        let (head, tail) = self.rest.split_at_checked(len).ok_or(CursorError::Short {
+            field,
+            needed: len,
+            left: self.rest.len(),
+        })?;
+        self.rest = tail;
+        Ok(head)
+    }
+
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], CursorError> {
+        let (head, tail) = self.rest.split_first_chunk().ok_or(CursorError::Short {
+            field,
+            needed: N,
+            left: self.rest.len(),
+        })?;
+        self.rest = tail;
+        Ok(*head)
+    }
+
+    /// The next `u8`.
+    pub fn u8(&mut self, field: &'static str) -> Result<u8, CursorError> {
+        self.array(field).map(u8::from_le_bytes)
+    }
+
+    /// The next `u16`.
+    pub fn u16(&mut self, field: &'static str) -> Result<u16, CursorError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    /// The next `u32`.
+    pub fn u32(&mut self, field: &'static str) -> Result<u32, CursorError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    /// The next `i32`.
+    pub fn i32(&mut self, field: &'static str) -> Result<i32, CursorError> {
+        self.array(field).map(i32::from_le_bytes)
+    }
+
+    /// The next `u64`.
+    pub fn u64(&mut self, field: &'static str) -> Result<u64, CursorError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    /// The next `i64`.
+    pub fn i64(&mut self, field: &'static str) -> Result<i64, CursorError> {
+        self.array(field).map(i64::from_le_bytes)
+    }
+
+    /// A count (C `int`) that must not be negative, nor announce more items of `item_size` bytes
+    /// than are left: so no count can make a reader allocate more than the record itself.
+    pub fn count(&mut self, item_size: usize, field: &'static str) -> Result<usize, CursorError> {
+        let count = self.u32(field)? as usize;
+        let needed = count.saturating_mul(item_size);
+        if needed > self.rest.len() {
+            return Err(CursorError::Short { field, needed, left: self.rest.len() });
+        }
+        Ok(count)
+    }
+
+    /// The next relation locator, 12 bytes.
+    pub fn locator(&mut self, field: &'static str) -> Result<RelFileLocator, CursorError> {
+        Ok(RelFileLocator {
+            tablespace: self.u32(field)?,
+            database: self.u32(field)?,
+            relation: self.u32(field)?,
+        })
+    }
+
+    /// Ends the reading: nothing may be left.
+    pub const fn finish(self, field: &'static str) -> Result<(), CursorError> {
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(CursorError::Trailing { field, left: self.rest.len() })
+        }
+    }
+}

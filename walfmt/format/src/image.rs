@@ -1,0 +1,187 @@
+//! Page images in records: full pages, with the hole in their middle left out, perhaps compressed.
+//!
+//! ```text
+//! page:   [0 .. hole_offset) [ hole_length zero bytes ) [ .. 8192)
+//! image:  [0 .. hole_offset)                            [ .. 8192)      then pglz, LZ4 or zstd
+//! ```
+//!
+//! Rules: `RestoreBlockImage` in `src/backend/access/transam/xlogreader.c`; the pglz stream is that
+//! of `src/common/pg_lzcompress.c`.
+
+use crate::cursor::Cursor;
+use crate::record::DecodeError;
+use crate::relation::BLOCK_SIZE;
+use crate::version::Version;
+
+/// How an image is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// PostgreSQL's own LZ.
+    Pglz,
+    /// An LZ4 block, without frame.
+    Lz4,
+    /// One Zstandard frame.
+    Zstd,
+}
+
+/// A copy of a page, as a record carries it.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockImage<'a> {
+    /// The copy, without hole, perhaps compressed.
+    pub bytes: &'a [u8],
+    /// Where the hole begins, in bytes from the page's start.
+    pub hole_offset: u16,
+    /// How long it is; 0 if there is none.
+    pub hole_length: u16,
+    /// How `bytes` are compressed.
+    pub compression: Compression,
+    /// Whether replay must put it in place of the page.
+    pub apply: bool,
+}
+
+/// An image that does not unpack to a page.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("page image does not unpack: {compression:?}, {length} bytes should give {expected}: {reason}")]
+pub struct ImageError {
+    compression: Compression,
+    length: usize,
+    expected: usize,
+    reason: String,
+}
+
+impl BlockImage<'_> {
+    /// Reads an image's header; gives the image, still without bytes, and their number.
+    pub(crate) fn read_header(
+        cursor: &mut Cursor<'_>,
+        id: u8,
+        version: &Version,
+    ) -> Result<(Self, u16), DecodeError> {
+        let length = cursor.u16("bimg_len")?;
+        let hole_offset = cursor.u16("hole_offset")?;
+        let flags = cursor.u8("bimg_info")?;
+        let bits = &version.image;
+        let has_hole = flags & bits.has_hole != 0;
+        let compression = match (
+            flags & bits.pglz != 0,
+            flags & bits.lz4 != 0,
+            flags & bits.zstd != 0,
+        ) {
+            (false, false, false) => Compression::None,
+            (true, false, false) => Compression::Pglz,
+            (false, true, false) => Compression::Lz4,
+            (false, false, true) => Compression::Zstd,
+            _ => {
+                return Err(DecodeError::Image { id, length, hole_offset, hole_length: 0, flags });
+            }
+        };
+        let compressed = compression != Compression::None;
+        let hole_length = match (compressed, has_hole) {
+            (true, true) => cursor.u16("hole_length")?,
+            (true, false) => 0,
+            (false, _) => (BLOCK_SIZE as u16).wrapping_sub(length),
+        };
+        let page = BLOCK_SIZE as u16;
+        let legal = if has_hole {
+            hole_offset > 0
+                && hole_length > 0
+                && length < page
+                && u32::from(hole_offset) + u32::from(hole_length) <= u32::from(page)
+        } else {
+            hole_offset == 0 && hole_length == 0
+        } && (!compressed || length < page)
+            && (compressed || has_hole || length == page);
+        if !legal {
+            return Err(DecodeError::Image { id, length, hole_offset, hole_length, flags });
+        }
+        let apply = flags & bits.apply != 0;
+        Ok((Self { bytes: &[], hole_offset, hole_length, compression, apply }, length))
+    }
+
+    /// Writes the page as it was into `page`, the hole as zeros.
+    ///
+    /// # Errors
+    /// [`ImageError`] if the bytes do not unpack to exactly a page; `page` is then undefined.
+    pub fn restore(&self, page: &mut [u8; BLOCK_SIZE]) -> Result<(), ImageError> {
+        let hole_start = usize::from(self.hole_offset).min(BLOCK_SIZE);
+        let hole_end = (hole_start + usize::from(self.hole_length)).min(BLOCK_SIZE);
+        let packed_size = BLOCK_SIZE - (hole_end - hole_start);
+        let fail = |reason: String| ImageError {
+            compression: self.compression,
+            length: self.bytes.len(),
+            expected: packed_size,
+            reason,
+        };
+        if self.compression == Compression::None {
+            if self.bytes.len() != packed_size {
+                return Err(fail("wrong length".to_owned()));
+            }
+            page[..hole_start].copy_from_slice(&self.bytes[..hole_start]);
+            page[hole_end..].copy_from_slice(&self.bytes[hole_start..]);
+        } else {
+            let packed = &mut page[..packed_size];
+            let unpacked = match self.compression {
+                Compression::None => unreachable!("handled above"),
+                Compression::Pglz => pglz_decompress(self.bytes, packed),
+                Compression::Lz4 => lz4_flex::block::decompress_into(self.bytes, packed)
+                    .map_err(|error| error.to_string()),
+                Compression::Zstd => zstd::bulk::decompress_to_buffer(self.bytes, packed)
+                    .map_err(|error| error.to_string()),
+            }
+            .map_err(fail)?;
+            if unpacked != packed_size {
+                return Err(fail(format!("gives {unpacked} bytes")));
+            }
+            page.copy_within(hole_start..packed_size, hole_end);
+        }
+        page[hole_start..hole_end].fill(0);
+        Ok(())
+    }
+}
+
+/// Unpacks a pglz stream. Input must be used up and output filled exactly; gives the output's
+/// length.
+///
+/// ```text
+/// control byte, then 8 items, its lowest bit first:
+///   0   one literal byte
+///   1   a match: b0 b1 [b2]    length = (b0 & 0x0F) + 3, if that is 18: + b2
+///                              distance = (b0 & 0xF0) << 4 | b1, 1..=4095; may overlap itself
+/// ```
+fn pglz_decompress(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
+    let mut input = input.iter().copied();
+    let mut next = || input.next().ok_or_else(|| "pglz stream ends early".to_owned());
+    let mut filled = 0;
+    while filled < output.len() {
+        let control = next()?;
+        for bit in 0..8 {
+            if filled == output.len() {
+                break;
+            }
+            if control >> bit & 1 == 0 {
+                output[filled] = next()?;
+                filled += 1;
+                continue;
+            }
+            let (b0, b1) = (next()?, next()?);
+            let mut length = usize::from(b0 & 0x0F) + 3;
+            if length == 18 {
+                length += usize::from(next()?);
+            }
+            let distance = usize::from(b0 & 0xF0) << 4 | usize::from(b1);
+            if distance == 0 || distance > filled {
+                return Err(format!("pglz match at {filled} reaches back {distance} bytes"));
+            }
+            let end = (filled + length).min(output.len());
+            while filled < end {
+                output[filled] = output[filled - distance];
+                filled += 1;
+            }
+        }
+    }
+    match input.len() {
+        0 => Ok(filled),
+        left => Err(format!("{left} bytes left of pglz stream")),
+    }
+}

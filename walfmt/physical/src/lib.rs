@@ -1,0 +1,167 @@
+//! What a WAL record does to a cluster's files: pure functions over page bytes, and file actions.
+//!
+//! Redo has two halves, so that it can run on as many threads as there are pages:
+//!
+//! ```text
+//!   record ──► route ──┬─► PageAccess::change_page (page, change)   one call per page, cheap:
+//!                      │                                            no page is looked at
+//!                      └─► PageAccess::…                           what is not a page: files,
+//!                                                                  transaction status, checkpoints
+//!   (record, change, page bytes) ──► redo_page ──► PageOutcome      whoever owns the page
+//! ```
+//!
+//! [`route`] runs once per record, in LSN order, on one thread. [`redo_page`] runs for each page
+//! change, in LSN order *within that page*, wherever the page lives; it needs the record and this
+//! one page, never another page. That one rule carries the whole parallel design; its only
+//! exception, a free space map entry computed from a heap page after its redo, is handed back in
+//! [`PageOutcome::free_space`].
+#![forbid(unsafe_code)]
+
+use walfmt::relation::{BlockNumber, PageId, RelFileLocator, RelFork};
+use walfmt::{Lsn, Record, TransactionId, Version};
+
+/// A page, 8 kB.
+pub type Page = [u8; walfmt::BLOCK_SIZE];
+
+/// What redo must know that no record says.
+#[derive(Clone, Copy, Debug)]
+pub struct RedoContext {
+    /// The major the WAL comes from.
+    pub version: &'static Version,
+    /// Whether hint bits are WAL-logged: data checksums are on, or `wal_log_hints`
+    /// (`XLogHintBitIsNeeded`). Decides whether marking a heap page all-visible stamps its LSN.
+    pub hint_bits_are_logged: bool,
+}
+
+/// A change to one page. Small and `Copy`: it travels to the page's owner beside the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageChange {
+    /// What the record says of its block reference at this index of `Record::blocks`.
+    Block(u8),
+    /// Clear these visibility bits of a heap block, with neither LSN test nor LSN stamp
+    /// (`visibilitymap_clear`): records of a change to an all-visible heap page imply it.
+    ClearVisibility {
+        /// The heap block.
+        heap_block: BlockNumber,
+        /// Which of its bits.
+        bits: u8,
+    },
+    /// Note how much free space a heap page has. A hint: no LSN test, no LSN stamp.
+    RecordFreeSpace {
+        /// The heap block.
+        heap_block: BlockNumber,
+        /// Its free space in bytes.
+        free_bytes: u16,
+    },
+    /// The heap was cut to this many blocks: forget what the map page says of the rest.
+    TruncateVisibility {
+        /// Heap blocks left.
+        heap_blocks: BlockNumber,
+    },
+    /// The heap was cut to this many blocks: forget what the leaf page says of the rest.
+    TruncateFreeSpace {
+        /// Heap blocks left.
+        heap_blocks: BlockNumber,
+    },
+}
+
+/// What the page's owner must have at hand before [`redo_page`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageNeed {
+    /// Nothing: the change rebuilds the page. Give zeros; extend the fork to it if need be.
+    Nothing,
+    /// The page as it is. If the fork does not reach it, or it is all zero, the change does not
+    /// happen and the page goes into the table of invalid pages.
+    Existing,
+    /// The page as it is, or zeros if the fork does not reach it, which is then extended; a page
+    /// whose checksum is wrong counts as zeros too (`RBM_ZERO_ON_ERROR`).
+    ExistingOrZero,
+    /// The page as it is; nothing happens if the fork does not reach it.
+    IfExists,
+}
+
+/// What became of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageOutcome {
+    /// Its bytes were changed.
+    pub changed: bool,
+    /// It was all zero where the record expects a page: an entry for the table of invalid pages.
+    pub missing: bool,
+    /// The heap page's free space in bytes, to be told to the free space map's page.
+    pub free_space: Option<u16>,
+}
+
+/// Bits of a transaction's status in `pg_xact`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// 1.
+    Committed,
+    /// 2.
+    Aborted,
+}
+
+/// Where the effects of records go. Called by [`route`], in LSN order, from one thread.
+///
+/// Each method's record is the one given to `route`. An error stops replay before the record.
+pub trait PageAccess {
+    /// Why an effect could not be taken.
+    type Error;
+
+    /// `record` changes `page`; hand it to the page's owner, who calls [`redo_page`].
+    fn change_page(&mut self, record: &Record<'_>, page: PageId, change: PageChange) -> Result<(), Self::Error>;
+
+    /// Create the fork's file, if it is not there.
+    fn create_fork(&mut self, fork: RelFork) -> Result<(), Self::Error>;
+
+    /// Cut a fork to `blocks` blocks; pages from there on are forgotten, also in the table of
+    /// invalid pages. The changes to its last map page were handed over before this call.
+    fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), Self::Error>;
+
+    /// Remove all forks of these relations.
+    fn drop_relations(&mut self, locators: &mut dyn Iterator<Item = RelFileLocator>) -> Result<(), Self::Error>;
+
+    /// Write the outcome of these transactions (one and its subtransactions) into `pg_xact`.
+    fn set_transaction_status(&mut self, xids: &mut dyn Iterator<Item = TransactionId>, status: TransactionStatus) -> Result<(), Self::Error>;
+
+    /// Make this page of `pg_xact` zeros.
+    fn zero_clog_page(&mut self, page: u64) -> Result<(), Self::Error>;
+
+    /// Remove the segments of `pg_xact` wholly before this page.
+    fn truncate_clog(&mut self, page: u64) -> Result<(), Self::Error>;
+
+    /// The record's transaction id (and those it lists) have been given out.
+    fn advance_next_xid(&mut self, xid: TransactionId) -> Result<(), Self::Error>;
+
+    /// The record is about the server's state: checkpoints, parameters, end of backup, next OID.
+    /// No page is touched.
+    fn server_state(&mut self, record: &Record<'_>, change: &walfmt::rmgr::xlog::Change) -> Result<(), Self::Error>;
+}
+
+/// Why a record was not replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum RedoError {
+    /// walferry does not replay this kind of record.
+    #[error("{rmgr} record, opcode {opcode:#04x}, at {lsn}: {what}")]
+    Unsupported {
+        /// Its resource manager.
+        rmgr: walfmt::rmgr::RmgrId,
+        /// Its opcode (`xl_info & 0xF0`).
+        opcode: u8,
+        /// Where it begins.
+        lsn: Lsn,
+        /// What exactly is not supported, in a few words.
+        what: &'static str,
+    },
+    /// The record's contents, or the page it should change, are not what they can be.
+    #[error("{rmgr} record, opcode {opcode:#04x}, at {lsn}: {what}")]
+    Corrupt {
+        /// Its resource manager.
+        rmgr: walfmt::rmgr::RmgrId,
+        /// Its opcode (`xl_info & 0xF0`).
+        opcode: u8,
+        /// Where it begins.
+        lsn: Lsn,
+        /// What was expected and what was found.
+        what: String,
+    },
+}
