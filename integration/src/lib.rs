@@ -1,1 +1,32 @@
-//! (being written)
+//! Real PostgreSQL as the judge of walferry: what the demo, the end-to-end tests and the fault
+//! tests need.
+//!
+//! Start with [`Scratch`], a folder that is gone when the test is; in it live [`Cluster`]s, which
+//! are real servers, and `Agent`s, which are real `walferry` processes. `compare` says whether
+//! two servers hold the same rows. Everything is stopped and removed on drop, also after a panic.
+//!
+//! PostgreSQL refuses to run as root. When the tests do, servers and agents run as the operating
+//! system user `postgres` ([`Account`]), otherwise as whoever runs the tests.
+//!
+//! Nothing is skipped: a missing PostgreSQL is a failure.
+#![forbid(unsafe_code)]
+
+pub mod account;
+pub mod binaries;
+pub mod command;
+pub mod endpoint;
+pub mod load;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod scratch;
+pub mod seed;
+
+pub use account::Account;
+pub use binaries::Binaries;
+pub use endpoint::Endpoint;
+pub use load::Load;
+pub use ports::free_port;
+pub use postgres::{BackupWal, Cluster, ClusterOptions, StopMode};
+pub use scratch::Scratch;
+pub use seed::Seed;

@@ -34,5 +34,5 @@ pub use lsn::{Lsn, Timeline, TransactionId};
 pub use record::{BlockReference, DecodeError, RawRecord, Record};
 pub use relation::{BLOCK_SIZE, BlockNumber, ForkNumber, RelFileLocator};
 pub use segment::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
-//pub use stream::{RecordStream, Step, Stop, StopKind};
+pub use stream::{Fault, RecordStream, Step, Stop, StopKind, StreamStart};
 pub use version::Version;

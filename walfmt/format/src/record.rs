@@ -28,7 +28,7 @@
 
 use smallvec::SmallVec;
 
-use crate::bytes::{u8_at, u16_at, u32_at, u64_at};
+use crate::bytes::{u8_at, u32_at, u64_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::image::BlockImage;
 use crate::lsn::{Lsn, TransactionId};

@@ -1,0 +1,102 @@
+//! Signals to processes, and waiting for their end.
+
+use std::fs;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a condition is looked at while waiting for it.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Sends a signal; a process that is gone already is no error.
+///
+/// # Errors
+/// The operating system's, most likely that the process is another user's.
+pub fn send_signal(pid: u32, signal: Signal) -> Result<()> {
+    match kill_process(pid_of(pid)?, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot signal process {pid}")),
+    }
+}
+
+/// Whether a process is there and still runs. One that has ended but that its parent has not waited
+/// for (a zombie; in a container it may stay one) does not.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    stat_of(pid).is_some_and(|(state, _)| state != "Z")
+}
+
+/// The direct children of a process, as `/proc` shows them now.
+#[must_use]
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| stat_of(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Waits for a child to end by itself.
+///
+/// # Errors
+/// It is still running when `limit` is over.
+pub fn wait_for_exit(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a child")? {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            bail!("process {} is still running after {limit:?}", child.id());
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Errors
+/// It does not within `limit`; `what` is what was waited for. Or the condition's own error.
+pub fn wait_until(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !condition()? {
+        if Instant::now() > deadline {
+            bail!("{what}: not within {limit:?}");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}
+
+/// The last `lines` lines of a text file, for messages; says so if it cannot be read.
+#[must_use]
+pub fn tail_of(path: &std::path::Path, lines: usize) -> String {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            let all: Vec<&str> = text.lines().collect();
+            all[all.len().saturating_sub(lines)..].join("\n")
+        }
+        Err(error) => format!("({} cannot be read: {error})", path.display()),
+    }
+}
+
+fn pid_of(pid: u32) -> Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .with_context(|| format!("{pid} is no process id"))
+}
+
+/// State and parent: fields 3 and 4 of `/proc/PID/stat`. The second field is the program's name in
+/// brackets and may itself hold blanks and brackets.
+fn stat_of(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}
