@@ -1,2 +1,114 @@
-//! (being written)
-fn main() {}
+//! walferry: a PostgreSQL backup that is already restored.
+//!
+//! One node is one source, one archive, any number of readers of the archive:
+//!
+//! ```text
+//!  SOURCE NODE                                FOLLOWER NODE
+//!  pg_wal ─► tail ─► archive ─► send ═══════► receive ─► archive ─┬─► replay ─► page store
+//!                                                                 └─► fetch ─► restore_command
+//!  positions flow back:       received ≥ durable ≥ replayed
+//! ```
+//!
+//! Two worlds, two doors: tokio has sockets, timers and signals; everything that touches files or
+//! pages is a named thread. They meet in bounded channels and in [`positions`]. No file call runs
+//! on a tokio worker.
+//!
+//! This file turns arguments into a verb, and a verb's [`Trouble`] into words and an exit status.
+
+mod clock;
+mod config;
+mod control;
+mod metrics;
+mod node;
+mod positions;
+mod server;
+mod stage;
+mod trouble;
+mod verb;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::trouble::Trouble;
+
+/// A PostgreSQL backup that is already restored.
+///
+/// One agent runs beside each node. On the server's machine it reads the WAL as it is written,
+/// checks every record, compresses it and keeps and sends it; on another machine it replays what
+/// it receives into a second data directory that a stock PostgreSQL opens.
+#[derive(Debug, Parser)]
+#[command(name = "walferry", version)]
+struct Arguments {
+    /// The node's configuration file.
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "WALFERRY_CONFIG",
+        default_value = "/etc/walferry/walferry.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run this node's agent until it is told to stop.
+    ///
+    /// Example: walferry run --config /etc/walferry/walferry.toml
+    Run,
+    /// Make the store from a base backup.
+    ///
+    /// The store must be empty. The WAL that the backup needs is in the archive when this is done.
+    ///
+    /// Example: pg_basebackup -D /backup && walferry bootstrap --from /backup
+    Bootstrap(verb::bootstrap::Arguments),
+    /// Show where this node stands.
+    ///
+    /// Example: walferry status --json
+    Status(verb::status::Arguments),
+    /// Wait until this node has replayed, or made durable, a WAL position.
+    ///
+    /// Exit status 3 if it was not reached in time.
+    ///
+    /// Example: walferry wait --replayed 0/5000060 --timeout 30s
+    Wait(verb::wait::Arguments),
+    /// Open the store as a primary, on a new timeline, with the installed PostgreSQL.
+    ///
+    /// Example: walferry promote --leader-is-dead --port 5433
+    Promote(verb::promote::Arguments),
+    /// Copy a WAL file out of the archive, for use as restore_command.
+    ///
+    /// Exit status 3 if the archive does not hold it, 126 if that cannot be told.
+    ///
+    /// Example: restore_command = 'walferry fetch %f %p'
+    Fetch(verb::fetch::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse(); // wrong usage: exit status 2
+    let result = match arguments.verb {
+        Verb::Run => verb::run::run(&arguments.config),
+        Verb::Bootstrap(of) => verb::bootstrap::run(&arguments.config, of),
+        Verb::Status(of) => verb::status::run(&arguments.config, of),
+        Verb::Wait(of) => verb::wait::run(&arguments.config, of),
+        Verb::Promote(of) => verb::promote::run(&arguments.config, of),
+        Verb::Fetch(of) => verb::fetch::run(&arguments.config, of),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => report(&trouble),
+    }
+}
+
+fn report(trouble: &Trouble) -> ExitCode {
+    eprintln!("walferry: {trouble}");
+    if let Some(hint) = trouble.hint() {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(trouble.exit_status())
+}

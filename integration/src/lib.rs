@@ -2,7 +2,7 @@
 //! tests need.
 //!
 //! Start with [`Scratch`], a folder that is gone when the test is; in it live [`Cluster`]s, which
-//! are real servers, and `Agent`s, which are real `walferry` processes. `compare` says whether
+//! are real servers, and [`Agent`]s, which are real `walferry` processes. [`compare`] says whether
 //! two servers hold the same rows. Everything is stopped and removed on drop, also after a panic.
 //!
 //! PostgreSQL refuses to run as root. When the tests do, servers and agents run as the operating
@@ -12,21 +12,30 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod agent;
 pub mod binaries;
 pub mod command;
+pub mod compare;
 pub mod endpoint;
 pub mod load;
+pub mod metrics;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod scratch;
 pub mod seed;
+pub mod segments;
+pub mod waldump;
 
 pub use account::Account;
+pub use agent::{Agent, AgentConfig, Source, StoreConfig};
 pub use binaries::Binaries;
 pub use endpoint::Endpoint;
 pub use load::Load;
+pub use metrics::Metrics;
 pub use ports::free_port;
 pub use postgres::{BackupWal, Cluster, ClusterOptions, StopMode};
 pub use scratch::Scratch;
 pub use seed::Seed;
+pub use segments::Segments;
+pub use waldump::{DumpedRecord, Waldump};

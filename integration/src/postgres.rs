@@ -81,6 +81,7 @@ pub struct Cluster {
     scratch: Scratch,
     name: String,
     data_directory: PathBuf,
+    log: PathBuf,
     kept_segments: Option<PathBuf>,
     endpoint: Endpoint,
     server: Server,
@@ -155,14 +156,15 @@ impl Cluster {
             scratch: scratch.clone(),
             name: name.to_owned(),
             data_directory: data_directory.to_owned(),
+            log: scratch.path().join(format!("{name}.log")),
             kept_segments: None,
             endpoint,
             server: Server::Stopped,
         })
     }
 
-    /// Takes over a running server that somebody else started on `data_directory`; where it listens
-    /// is read from its `postmaster.pid`.
+    /// Takes over a running server that somebody else started on `data_directory`, with its log in
+    /// the file `log`; where it listens is read from its `postmaster.pid`.
     ///
     /// ```text
     /// line 1 process id   2 data directory   3 start time   4 port   5 socket directory   ...
@@ -170,7 +172,7 @@ impl Cluster {
     ///
     /// # Errors
     /// No server runs there.
-    pub fn adopt(scratch: &Scratch, name: &str, data_directory: &Path) -> Result<Self> {
+    pub fn adopt(scratch: &Scratch, name: &str, data_directory: &Path, log: &Path) -> Result<Self> {
         let mut cluster = Self::at(scratch, name, data_directory, Binaries::find()?)?;
         let pid_file = data_directory.join("postmaster.pid");
         let text = fs::read_to_string(&pid_file)
@@ -184,6 +186,7 @@ impl Cluster {
         cluster.endpoint.port = line(4, "port")?.parse().context("port in postmaster.pid")?;
         cluster.endpoint.socket_directory = line(5, "socket directory")?.into();
         cluster.server = Server::Adopted(pid);
+        cluster.log = log.to_owned();
         Ok(cluster)
     }
 
@@ -221,7 +224,7 @@ impl Cluster {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(self.log_path())
+            .open(&self.log)
             .context("cannot open the server's log")?;
         let binaries = &self.endpoint.binaries;
         let mut command = self.scratch.account().command(binaries.program("postgres"));
@@ -428,14 +431,14 @@ impl Cluster {
 
     /// The file that holds the server's log.
     #[must_use]
-    pub fn log_path(&self) -> PathBuf {
-        self.scratch.path().join(format!("{}.log", self.name))
+    pub fn log_path(&self) -> &Path {
+        &self.log
     }
 
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        tail_of(&self.log_path(), lines)
+        tail_of(&self.log, lines)
     }
 
     /// Forgets the log so far, so that [`Cluster::log_tail`] shows what comes from here.
@@ -445,7 +448,7 @@ impl Cluster {
     pub fn truncate_log(&self) -> Result<()> {
         File::options()
             .write(true)
-            .open(self.log_path())
+            .open(&self.log)
             .and_then(|log| log.set_len(0))
             .context("cannot empty the server's log")
     }

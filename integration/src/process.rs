@@ -1,6 +1,7 @@
 //! Signals to processes, and waiting for their end.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,20 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid| stat_of(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// The processes that were started with a path in `folder` or that work in it, this one excepted.
+#[must_use]
+pub fn processes_in(folder: &Path) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let uses = |pid: &u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let directory = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        String::from_utf8_lossy(&arguments).contains(&*folder.to_string_lossy())
+            || directory.starts_with(folder)
+    };
+    pids.filter(|pid| *pid != std::process::id() && is_alive(*pid) && uses(pid)).collect()
 }
 
 /// Waits for a child to end by itself.
@@ -74,7 +89,7 @@ pub fn wait_until(
 
 /// The last `lines` lines of a text file, for messages; says so if it cannot be read.
 #[must_use]
-pub fn tail_of(path: &std::path::Path, lines: usize) -> String {
+pub fn tail_of(path: &Path, lines: usize) -> String {
     match fs::read(path) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes);

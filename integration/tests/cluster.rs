@@ -1,10 +1,11 @@
 //! The helpers themselves: a server starts, crashes, recovers, is backed up, and leaves nothing.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use integration::process::{children_of, is_alive, wait_until};
+use integration::process::{children_of, is_alive, processes_in, wait_until};
 use integration::{BackupWal, Binaries, Cluster, ClusterOptions, Scratch, StopMode};
 
 #[test]
@@ -34,10 +35,18 @@ fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
 
     let kept = leader.kept_segments().expect("asked for").to_owned();
     leader.sql("select pg_switch_wal()")?;
-    let first = kept.join("000000010000000000000001");
-    wait_until("a segment is kept", Duration::from_secs(30), || Ok(first.is_file()))?;
-    assert_eq!(fs::metadata(&first)?.len(), 1 << 20);
-    assert!(leader.waldump(&kept, &["-n", "5", "-s", "0/1000028"])?.contains("rmgr: "));
+    let segments = || -> Result<Vec<PathBuf>> {
+        let paths = fs::read_dir(&kept)?.map(|entry| Ok(entry?.path()));
+        let mut paths: Vec<PathBuf> = paths.collect::<Result<_>>()?;
+        paths.retain(|path| path.extension().is_none());
+        paths.sort();
+        Ok(paths)
+    };
+    wait_until("a segment is kept", Duration::from_secs(30), || Ok(!segments()?.is_empty()))?;
+    let first = &segments()?[0];
+    assert_eq!(fs::metadata(first)?.len(), 1 << 20);
+    let name = first.file_name().and_then(|name| name.to_str()).expect("a segment's name");
+    assert!(leader.waldump(&kept, &["-n", "5", name])?.contains("rmgr: "));
 
     let copy = scratch.path().join("copy");
     leader.base_backup(&copy, BackupWal::Stream)?;
@@ -45,7 +54,7 @@ fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
     second.start()?;
     let count = "select count(*) from pgbench_accounts";
     assert_eq!(second.sql(count)?, leader.sql(count)?);
-    assert!(Cluster::adopt(&scratch, "adopted", &copy)?.is_running());
+    assert!(Cluster::adopt(&scratch, "adopted", &copy, second.log_path())?.is_running());
     assert!(!second.is_running(), "whoever adopts a server stops it");
 
     let without_wal = scratch.path().join("without-wal");
@@ -56,11 +65,12 @@ fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
     assert_eq!(leader.control_data()?["Database cluster state"], "shut down");
     leader.start()?;
     let postmaster = leader.pid().expect("it runs");
-    let children = children_of(postmaster);
-    assert!(!children.is_empty());
+    assert!(!children_of(postmaster).is_empty());
     let path = scratch.path().to_owned();
+    assert!(processes_in(&path).contains(&postmaster));
     drop((leader, second, scratch));
-    assert!(!is_alive(postmaster) && !children.into_iter().any(is_alive));
+    assert!(!is_alive(postmaster));
+    assert_eq!(processes_in(&path), Vec::<u32>::new());
     assert!(!path.exists());
     Ok(())
 }

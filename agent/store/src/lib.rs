@@ -1,1 +1,55 @@
-//! (being written)
+//! The page store: a PostgreSQL data directory, kept "in archive recovery" and replayed by us.
+//!
+//! The store keeps PostgreSQL's on-disk format, so that each page can be checked against a real
+//! standby and a stock PostgreSQL can open the directory at any hand-over. What a record does to a
+//! page is `walfmt-physical`'s part; this crate owns the files, the threads and the order of
+//! things.
+//!
+//! ```text
+//!                        ┌── tasks ──► worker 0 ── pages it owns ──┐
+//!  replay(record) ─► dispatcher ─────► worker 1 ── pages it owns ──┼─► relation files
+//!                        │            ...                          ┘
+//!                        ├── pg_xact, file actions, counters, control file fields
+//!                        └── restart point ─► marker through all workers ─► sync thread ─► pg_control
+//! ```
+//!
+//! - A page belongs to one worker (by relation, fork and run of 16 blocks), who alone reads,
+//!   changes and writes it: no locks, and LSN order within the page.
+//! - The dispatcher alone knows how long forks are, and decides per block whether it exists. Free
+//!   space maps are the exception: workers create their pages, see `worker.rs`.
+//! - File actions (truncate, drop) wait until every worker has passed them. Records behind them
+//!   wait too; parking only the relation's own records is left out as long as it does not show.
+//! - Nothing of a record that the dispatcher refuses is handed over: see [`Store::replay`].
+//!
+//! Start with [`Store`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test that panics has failed, as it should
+
+mod batch;
+mod cache;
+mod cleanup;
+mod control;
+mod counters;
+mod dispatcher;
+mod error;
+mod files;
+mod invalid_pages;
+mod layout;
+mod lock;
+mod prepare;
+mod relations;
+mod restart_point;
+mod shared;
+mod slru;
+mod store;
+mod worker;
+mod workers;
+mod writeback;
+
+pub use counters::Counters;
+pub use error::{
+    FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError, PromotionError,
+    Refusal, ReplayError,
+};
+pub use restart_point::RestartPoint;
+pub use store::{PromotionState, Store, StoreConfig, StoreIdentity};

@@ -36,6 +36,8 @@
 //!
 //! Rules: `src/include/catalog/pg_control.h`, `src/common/controldata_utils.c`.
 
+use std::fmt;
+
 use crate::bytes::{i32_at, i64_at, put, u8_at, u32_at, u64_at};
 use crate::lsn::{Lsn, Timeline};
 use crate::relation::{BLOCK_SIZE, BLOCKS_PER_FILE};
@@ -64,9 +66,9 @@ impl ClusterState {
 }
 
 /// The control file. Bytes that no field here speaks of are kept as they were.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ControlFile {
-    bytes: Box<[u8; CONTROL_FILE_SIZE]>,
+    bytes: Contents,
     /// The major the cluster belongs to.
     pub version: &'static Version,
     /// The cluster's own number, which all its copies share.
@@ -109,6 +111,24 @@ pub struct ControlFile {
     pub segment_size: SegmentSize,
     /// 1 if pages carry checksums, 0 if not.
     pub data_checksum_version: u32,
+}
+
+/// Two control files are equal if they are written alike.
+impl PartialEq for ControlFile {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_bytes() == other.to_bytes()
+    }
+}
+
+/// The file as it was read.
+#[derive(Clone)]
+struct Contents(Box<[u8; CONTROL_FILE_SIZE]>);
+
+/// Without 8192 numbers.
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[..]")
+    }
 }
 
 /// A control file that cannot be used.
@@ -190,14 +210,14 @@ impl ControlFile {
             track_commit_timestamp: u8_at(file, 200) != 0,
             segment_size,
             data_checksum_version: u32_at(file, 252),
-            bytes,
+            bytes: Contents(bytes),
         })
     }
 
     /// The file's contents, CRC included.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; CONTROL_FILE_SIZE] {
-        let mut file = *self.bytes;
+        let mut file = *self.bytes.0;
         put(&mut file, 16, self.state.0.to_le_bytes());
         put(&mut file, 24, self.time.to_le_bytes());
         put(&mut file, 32, self.check_point.0.to_le_bytes());

@@ -43,7 +43,9 @@ pub struct BlockImage<'a> {
 
 /// An image that does not unpack to a page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("page image does not unpack: {compression:?}, {length} bytes should give {expected}: {reason}")]
+#[error(
+    "page image does not unpack: {compression:?}, {length} bytes should give {expected}: {reason}"
+)]
 pub struct ImageError {
     compression: Compression,
     length: usize,
@@ -63,19 +65,22 @@ impl BlockImage<'_> {
         let flags = cursor.u8("bimg_info")?;
         let bits = &version.image;
         let has_hole = flags & bits.has_hole != 0;
-        let compression = match (
-            flags & bits.pglz != 0,
-            flags & bits.lz4 != 0,
-            flags & bits.zstd != 0,
-        ) {
-            (false, false, false) => Compression::None,
-            (true, false, false) => Compression::Pglz,
-            (false, true, false) => Compression::Lz4,
-            (false, false, true) => Compression::Zstd,
-            _ => {
-                return Err(DecodeError::Image { id, length, hole_offset, hole_length: 0, flags });
-            }
-        };
+        let compression =
+            match (flags & bits.pglz != 0, flags & bits.lz4 != 0, flags & bits.zstd != 0) {
+                (false, false, false) => Compression::None,
+                (true, false, false) => Compression::Pglz,
+                (false, true, false) => Compression::Lz4,
+                (false, false, true) => Compression::Zstd,
+                _ => {
+                    return Err(DecodeError::Image {
+                        id,
+                        length,
+                        hole_offset,
+                        hole_length: 0,
+                        flags,
+                    });
+                }
+            };
         let compressed = compression != Compression::None;
         let hole_length = match (compressed, has_hole) {
             (true, true) => cursor.u16("hole_length")?,

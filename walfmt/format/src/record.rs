@@ -78,6 +78,12 @@ impl RecordHeader {
     /// Reads a header. Nothing is checked; fewer than 24 bytes read as if zeros followed.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut header = [0; RECORD_HEADER_SIZE];
+        match bytes.first_chunk() {
+            Some(whole) => header = *whole,
+            None => header[..bytes.len()].copy_from_slice(bytes),
+        }
+        let bytes = &header;
         Self {
             total_length: u32_at(bytes, 0),
             xid: TransactionId(u32_at(bytes, 4)),
@@ -190,7 +196,9 @@ pub enum DecodeError {
         length: u16,
     },
     /// An image's header contradicts itself.
-    #[error("image of block {id} contradicts itself: length {length}, hole {hole_offset}+{hole_length}, flags {flags:#04x}")]
+    #[error(
+        "image of block {id} contradicts itself: length {length}, hole {hole_offset}+{hole_length}, flags {flags:#04x}"
+    )]
     Image {
         /// The block's id.
         id: u8,
@@ -293,8 +301,7 @@ impl BlockHeader<'_> {
     ) -> Result<Self, DecodeError> {
         let fork_flags = cursor.u8("fork_flags")?;
         let fork = fork_flags & BKPBLOCK_FORK_MASK;
-        let fork =
-            ForkNumber::from_number(fork.into()).ok_or(DecodeError::Fork { id, fork })?;
+        let fork = ForkNumber::from_number(fork.into()).ok_or(DecodeError::Fork { id, fork })?;
         let data_length = cursor.u16("data_length")?;
         if (fork_flags & BKPBLOCK_HAS_DATA != 0) != (data_length > 0) {
             return Err(DecodeError::DataFlag { id, length: data_length });

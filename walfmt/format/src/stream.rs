@@ -10,10 +10,10 @@
 //!
 //! There are three ways not to get a record, and they want different answers:
 //! - **end**: nothing has been written here yet. Zeros, or a page of a recycled file's former life,
-//!   which its address betrays.
+//!   which its address or timeline betrays.
 //! - **torn**: a record begins here, and not all of it checks out. At the tip of a live log that
 //!   means "not yet".
-//! - **corrupt**: the same where WAL is known to go on ([`RecordStream::set_known_end`]), or
+//! - **corrupt**: either of them where WAL is known to exist ([`RecordStream::set_known_end`]), or
 //!   something that no unfinished write explains, such as a page of another cluster.
 //!
 //! What checks out: page magic, flags, address and timeline of each page it lies on, `xl_prev`,
@@ -31,7 +31,7 @@ use crate::record::{RECORD_HEADER_SIZE, RECORD_SIZE_MAX, RawRecord, RecordHeader
 use crate::rmgr::{RmgrId, xlog};
 use crate::segment::SegmentSize;
 use crate::version::Version;
-use crate::wal_page::{WAL_PAGE_SIZE, WalPageHeader, header_size, page_start};
+use crate::wal_page::{LONG_HEADER_SIZE, WAL_PAGE_SIZE, WalPageHeader, header_size, page_start};
 
 /// Where a stream begins, and what is known of the cluster.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +100,9 @@ pub enum Fault {
     ZeroPage { page: Lsn },
     #[error("page {page} has address {found}: an old page of a recycled file")]
     StalePage { page: Lsn, found: Lsn },
-    #[error("page {page} has magic {found:#06x}, which belongs to no PostgreSQL version walferry knows")]
+    #[error(
+        "page {page} has magic {found:#06x}, which belongs to no PostgreSQL version walferry knows"
+    )]
     UnknownMagic { page: Lsn, found: u16 },
     #[error("page {page} has magic {found:#06x}, the pages before have {expected:#06x}")]
     OtherMagic { page: Lsn, expected: u16, found: u16 },
@@ -130,21 +132,26 @@ pub enum Fault {
     Crc { expected: u32, found: u32 },
     #[error("bytes after the segment switch are not zero")]
     SwitchFill,
-    #[error("page {page} says the record at {overwritten} was given up, but no matching OVERWRITE_CONTRECORD record follows")]
+    #[error(
+        "page {page} says the record at {overwritten} was given up, but no matching OVERWRITE_CONTRECORD record follows"
+    )]
     Overwrite { page: Lsn, overwritten: Lsn },
 }
 
 /// Turns pushed WAL bytes into records; see the module's documentation.
 ///
 /// Invariants:
-/// - `buffer_start <= position <= buffer_start + buffer.len()`, unless bytes up to `position`
-///   (padding) are still to be pushed.
-/// - between two calls `position` is a record's start, a page's start, or inside `partial`.
+/// - `buffer_start <= position`; `position` lies past what was pushed only while the rest of the
+///   stream's partial first record is still to come.
+/// - between two calls `position` is a record's start, a page's start, or in a segment switch's
+///   fill; always a multiple of 8, except in that fill.
+/// - what a call answers depends on the bytes pushed so far, not on how they were cut.
 /// - memory is bounded by the longest record plus what the caller pushes at once.
 #[derive(Debug)]
 pub struct RecordStream {
+    /// The first byte of all.
+    origin: Lsn,
     segment_size: SegmentSize,
-    system_identifier: Option<u64>,
     known_end: Lsn,
     buffer: Vec<u8>,
     /// The LSN of `buffer[0]`.
@@ -168,31 +175,48 @@ struct Boundary {
     prev: Option<Lsn>,
     version: Option<&'static Version>,
     timeline: Timeline,
+    system_identifier: Option<u64>,
     /// A record that was given up; the next one must say so.
     overwritten: Option<Lsn>,
-    /// The first record has not been found yet.
-    seeking: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// `position` is where a record begins, or a page.
     AtRecord,
+    /// The stream began inside a record; `left` bytes of it follow the header of the page at
+    /// `position`.
+    Skipping { left: usize },
     /// Part of a record that began at `start` is in `assembled`; `position` is a page's start.
     Gathering { start: Lsn, total: usize },
-    /// A segment switch that began at `start` was read; what follows must be zero up to the
-    /// segment's end.
-    SwitchFill { start: Lsn },
+    /// A segment switch that began at `start` is in `assembled`; what follows up to the segment's
+    /// `end` is fill.
+    SwitchFill { start: Lsn, end: Lsn },
 }
 
-enum Found {
-    InBuffer { start: Lsn, range: Range<usize> },
-    Assembled { start: Lsn },
+/// A record that checked out.
+struct Found {
+    start: Lsn,
+    header: RecordHeader,
+    /// Where in `buffer` it lies; nothing if it is in `assembled`.
+    in_buffer: Option<Range<usize>>,
 }
 
 enum Halt {
     NeedMore,
-    Stop(StopKind, Fault),
+    Stop {
+        kind: StopKind,
+        fault: Fault,
+        /// The end of the bytes this judgement rests on. If WAL is known to exist up to here, no
+        /// write to come can heal it.
+        read_to: Lsn,
+    },
+}
+
+impl Halt {
+    fn torn<T>(fault: Fault, read_to: Lsn) -> Result<T, Self> {
+        Err(Self::Stop { kind: StopKind::Torn, fault, read_to })
+    }
 }
 
 impl RecordStream {
@@ -205,12 +229,12 @@ impl RecordStream {
             prev: None,
             version: None,
             timeline: Timeline(0),
+            system_identifier: start.system_identifier,
             overwritten: None,
-            seeking: true,
         };
         Self {
+            origin: start.lsn,
             segment_size: start.segment_size,
-            system_identifier: start.system_identifier,
             known_end: Lsn::INVALID,
             buffer: Vec::new(),
             buffer_start: start.lsn,
@@ -223,10 +247,18 @@ impl RecordStream {
         }
     }
 
-    /// Says that WAL is known to exist up to `lsn`: a record that begins before it and does not
-    /// check out is corrupt, not unfinished.
+    /// Says that WAL is known to exist up to `lsn`: what lies before it and does not check out is
+    /// corrupt, not unfinished.
+    ///
+    /// `lsn` need not be the end of a record: a flush position, or the start of a page or segment
+    /// that is there, will do. So a record that claims to reach beyond it may still be unfinished.
+    /// A stop already answered stays what it was; [`RecordStream::rewind`] and read anew.
     pub fn set_known_end(&mut self, lsn: Lsn) {
-        self.known_end = lsn;
+        let page = page_start(lsn);
+        let header_size = header_size(page, self.segment_size) as u64;
+        // The server calls the position before a page's header and the one after it the same, and
+        // does not write a page for its header alone.
+        self.known_end = if lsn.bytes_since(page) <= header_size { page } else { lsn };
     }
 
     /// Where the next pushed byte belongs.
@@ -289,25 +321,20 @@ impl RecordStream {
             return Step::Stop(stop.clone());
         }
         match self.find() {
-            Ok(found) => {
-                let (start, bytes) = match found {
-                    Found::InBuffer { start, range } => (start, &self.buffer[range]),
-                    Found::Assembled { start } => (start, &self.assembled[..]),
+            Ok(Found { start, header, in_buffer }) => {
+                let bytes = match in_buffer {
+                    Some(range) => &self.buffer[range],
+                    None => &self.assembled[..],
                 };
-                Step::Record(RawRecord {
-                    start,
-                    end: self.boundary.lsn,
-                    header: RecordHeader::from_bytes(bytes),
-                    bytes,
-                })
+                Step::Record(RawRecord { start, end: self.boundary.lsn, header, bytes })
             }
             Err(Halt::NeedMore) => Step::NeedMore,
-            Err(Halt::Stop(kind, fault)) => {
+            Err(Halt::Stop { kind, fault, read_to }) => {
                 let at = match self.state {
-                    State::AtRecord => self.position,
-                    State::Gathering { start, .. } | State::SwitchFill { start } => start,
+                    State::AtRecord | State::Skipping { .. } => self.position,
+                    State::Gathering { start, .. } | State::SwitchFill { start, .. } => start,
                 };
-                let kind = if at < self.known_end { StopKind::Corrupt } else { kind };
+                let kind = if read_to <= self.known_end { StopKind::Corrupt } else { kind };
                 let stop = Stop { kind, at, fault };
                 self.stopped = Some(stop.clone());
                 Step::Stop(stop)
@@ -327,12 +354,13 @@ impl RecordStream {
                         return Ok(found);
                     }
                 }
+                State::Skipping { left } => self.skip(left)?,
                 State::Gathering { start, total } => {
                     if let Some(found) = self.gather(start, total)? {
                         return Ok(found);
                     }
                 }
-                State::SwitchFill { start } => return self.skip_switch_fill(start),
+                State::SwitchFill { start, end } => return self.skip_switch_fill(start, end),
             }
         }
     }
@@ -347,24 +375,37 @@ impl RecordStream {
     fn page_header(&mut self) -> Result<WalPageHeader, Halt> {
         let page = self.position;
         let size = header_size(page, self.segment_size);
-        let ahead = self.ahead();
-        if ahead.len() < size {
+        let read_to = page.advance(size as u64);
+        let Some(found) = self.ahead().get(..size) else {
             return Err(Halt::NeedMore);
-        }
-        let header = WalPageHeader::from_bytes(ahead)
-            .ok_or(Halt::Stop(StopKind::Torn, Fault::HeaderSize { page }))?;
-        let unwritten = match self.state {
-            State::AtRecord => StopKind::End,
-            _ => StopKind::Torn,
+        };
+        // Zeros stand in for a long header that is announced where none belongs.
+        let mut bytes = [0; LONG_HEADER_SIZE];
+        bytes[..size].copy_from_slice(found);
+        let header = WalPageHeader::from_bytes(&bytes).expect("as long as any page header");
+
+        // A page not written yet: zeros, or what a recycled file held before. Its address was
+        // another one then; or, where a timeline ended and its later segments were recycled for
+        // the next one, its timeline was an earlier one.
+        let unwritten = |fault| {
+            let kind = match self.state {
+                State::AtRecord => StopKind::End,
+                _ => StopKind::Torn,
+            };
+            Err(Halt::Stop { kind, fault, read_to })
         };
         if header.is_zero() {
-            return Err(Halt::Stop(unwritten, Fault::ZeroPage { page }));
+            return unwritten(Fault::ZeroPage { page });
         }
         if header.address != page {
-            let fault = Fault::StalePage { page, found: header.address };
-            return Err(Halt::Stop(unwritten, fault));
+            return unwritten(Fault::StalePage { page, found: header.address });
         }
-        let corrupt = |fault| Err(Halt::Stop(StopKind::Corrupt, fault));
+        if header.timeline < self.current.timeline {
+            let (before, found) = (self.current.timeline, header.timeline);
+            return unwritten(Fault::Timeline { page, before, found });
+        }
+
+        let corrupt = |fault| Err(Halt::Stop { kind: StopKind::Corrupt, fault, read_to });
         let Some(version) = Version::from_page_magic(header.magic) else {
             return corrupt(Fault::UnknownMagic { page, found: header.magic });
         };
@@ -384,11 +425,11 @@ impl RecordStream {
         }
         if let Some(long) = header.long {
             let found = long.system_identifier;
-            match self.system_identifier {
+            match self.current.system_identifier {
                 Some(expected) if expected != found => {
                     return corrupt(Fault::SystemIdentifier { page, expected, found });
                 }
-                _ => self.system_identifier = Some(found),
+                _ => {}
             }
             let (expected, found) = (self.segment_size.bytes(), long.segment_size);
             if expected != u64::from(found) {
@@ -397,41 +438,75 @@ impl RecordStream {
             if long.page_size as usize != WAL_PAGE_SIZE {
                 return corrupt(Fault::PageSize { page, found: long.page_size });
             }
-        }
-        if header.timeline < self.current.timeline {
-            let (before, found) = (self.current.timeline, header.timeline);
-            return corrupt(Fault::Timeline { page, before, found });
+            self.current.system_identifier = Some(long.system_identifier);
         }
         self.current.version = Some(version);
         self.current.timeline = header.timeline;
         Ok(header)
     }
 
-    /// Moves from a page's start to the first record that begins on it, or to the next page.
+    /// Moves from a page's start to the first record that begins on it.
     fn enter_page(&mut self) -> Result<(), Halt> {
         let header = self.page_header()?;
         let page = self.position;
         let size = header_size(page, self.segment_size) as u64;
         if !header.first_is_contrecord() {
-            self.current.seeking = false;
             self.position = page.advance(size);
             return Ok(());
         }
-        if !self.current.seeking {
+        if page != self.origin {
             let found = header.remaining_length;
-            let fault = Fault::Continuation { page, expected: 0, found };
-            return Err(Halt::Stop(StopKind::Torn, fault));
+            return Halt::torn(
+                Fault::Continuation { page, expected: 0, found },
+                page.advance(size),
+            );
         }
-        // The rest of a record that began before the stream did.
-        let room = WAL_PAGE_SIZE as u64 - size;
-        let rest = Lsn(u64::from(header.remaining_length)).align_up().0;
-        if rest > room {
-            self.position = page.advance(WAL_PAGE_SIZE as u64);
-        } else {
-            self.current.seeking = false;
-            self.position = page.advance(size + rest);
-        }
+        self.skip_on_page(header.remaining_length as usize);
         Ok(())
+    }
+
+    /// Goes on over the rest of the record that began before the stream did, which has `left`
+    /// bytes on the page at `position` and later.
+    fn skip(&mut self, left: usize) -> Result<(), Halt> {
+        let page = self.position;
+        let header = self.page_header()?;
+        if header.first_is_overwrite_contrecord() {
+            // The record was given up. Where it began is not known here, so the record that says
+            // so cannot be held against it.
+            self.state = State::AtRecord;
+            return Ok(());
+        }
+        self.check_continuation(page, &header, left)?;
+        self.skip_on_page(left);
+        Ok(())
+    }
+
+    fn skip_on_page(&mut self, left: usize) {
+        let page = self.position;
+        let size = header_size(page, self.segment_size);
+        let room = WAL_PAGE_SIZE - size;
+        if left > room {
+            self.position = page.advance(WAL_PAGE_SIZE as u64);
+            self.state = State::Skipping { left: left - room };
+        } else {
+            self.position = page.advance((size + left.next_multiple_of(8)) as u64);
+            self.state = State::AtRecord;
+        }
+    }
+
+    /// The page must go on with a record that misses `missing` bytes.
+    fn check_continuation(
+        &self,
+        page: Lsn,
+        header: &WalPageHeader,
+        missing: usize,
+    ) -> Result<(), Halt> {
+        let found = if header.first_is_contrecord() { header.remaining_length } else { 0 };
+        if found as usize == missing {
+            return Ok(());
+        }
+        let read_to = page.advance(header_size(page, self.segment_size) as u64);
+        Halt::torn(Fault::Continuation { page, expected: missing as u64, found }, read_to)
     }
 
     /// Reads the record at `position`, which lies inside a page: all of it, or its first part.
@@ -444,37 +519,48 @@ impl RecordStream {
         }
         let length = u32_at(ahead, 0);
         if length == 0 {
-            return Err(Halt::Stop(StopKind::End, Fault::ZeroLength));
+            let (kind, fault) = (StopKind::End, Fault::ZeroLength);
+            return Err(Halt::Stop { kind, fault, read_to: start.advance(4) });
         }
         let total = length as usize;
         if !(RECORD_HEADER_SIZE..=RECORD_SIZE_MAX).contains(&total) {
-            return Err(Halt::Stop(StopKind::Torn, Fault::Length { found: length }));
+            return Halt::torn(Fault::Length { found: length }, start.advance(4));
         }
+        let header = RecordHeader::from_bytes(ahead);
         if page_left >= RECORD_HEADER_SIZE {
             // The length is believed, and waited for, only with the rest of a sound header.
             if ahead.len() < RECORD_HEADER_SIZE {
                 return Err(Halt::NeedMore);
             }
-            self.check_header(start, &RecordHeader::from_bytes(ahead))?;
+            self.check_header(start, &header, start.advance(RECORD_HEADER_SIZE as u64))?;
         }
+        let offset = start.bytes_since(self.buffer_start) as usize;
         if total > page_left {
             if ahead.len() < page_left {
                 return Err(Halt::NeedMore);
             }
-            let offset = start.bytes_since(self.buffer_start) as usize;
             self.assembled.clear();
             self.assembled.extend_from_slice(&self.buffer[offset..offset + page_left]);
             self.state = State::Gathering { start, total };
             self.position = start.advance(page_left as u64);
             return Ok(None);
         }
-        let end = start.advance(total as u64).align_up();
-        if ahead.len() < end.bytes_since(start) as usize {
+        // The padding after the record belongs to it.
+        let padded = total.next_multiple_of(8);
+        if ahead.len() < padded {
             return Err(Halt::NeedMore);
         }
-        self.check_record(start, &ahead[..total])?;
-        let offset = start.bytes_since(self.buffer_start) as usize;
-        self.accept(start, end, Found::InBuffer { start, range: offset..offset + total })
+        let end = start.advance(padded as u64);
+        self.check_record(start, &header, &ahead[..total], end)?;
+        let range = offset..offset + total;
+        if is_switch(&header) {
+            self.assembled.clear();
+            self.assembled.extend_from_slice(&self.buffer[range]);
+            self.begin_switch_fill(start, end);
+            return Ok(None);
+        }
+        self.commit(start, end);
+        Ok(Some(Found { start, header, in_buffer: Some(range) }))
     }
 
     /// Adds what the page at `position` holds of the record that began at `start`.
@@ -489,16 +575,11 @@ impl RecordStream {
             return Ok(None);
         }
         let missing = total - self.assembled.len();
-        if !header.first_is_contrecord() || header.remaining_length as usize != missing {
-            let found = if header.first_is_contrecord() { header.remaining_length } else { 0 };
-            let fault = Fault::Continuation { page, expected: missing as u64, found };
-            return Err(Halt::Stop(StopKind::Torn, fault));
-        }
+        self.check_continuation(page, &header, missing)?;
         let header_size = header_size(page, self.segment_size);
         let room = WAL_PAGE_SIZE - header_size;
         let here = missing.min(room);
-        // The padding after the record belongs to it.
-        let needed = header_size + here.next_multiple_of(8).min(room);
+        let needed = header_size + here.next_multiple_of(8);
         let offset = page.bytes_since(self.buffer_start) as usize;
         if self.buffer.len() < offset + needed {
             return Err(Halt::NeedMore);
@@ -506,44 +587,52 @@ impl RecordStream {
         let had_header = self.assembled.len() >= RECORD_HEADER_SIZE;
         let from = offset + header_size;
         self.assembled.extend_from_slice(&self.buffer[from..from + here]);
+        let end = page.advance(needed as u64);
         if !had_header {
-            // It lay across the page's border; at least 8 bytes of it on each side of one.
-            if self.assembled.len() < RECORD_HEADER_SIZE {
-                let fault = Fault::Length { found: total as u32 };
-                return Err(Halt::Stop(StopKind::Torn, fault));
-            }
-            self.check_header(start, &RecordHeader::from_bytes(&self.assembled))?;
+            // It lay across the page's border, and is whole now: a page has room for all of it.
+            self.check_header(start, &RecordHeader::from_bytes(&self.assembled), end)?;
         }
-        self.position = page.advance(needed as u64);
+        self.position = end;
         if here < missing {
             return Ok(None);
         }
-        self.check_record(start, &self.assembled)?;
-        let end = self.position;
-        self.accept(start, end, Found::Assembled { start })
+        let header = RecordHeader::from_bytes(&self.assembled);
+        self.check_record(start, &header, &self.assembled, end)?;
+        if is_switch(&header) {
+            self.begin_switch_fill(start, end);
+            return Ok(None);
+        }
+        self.commit(start, end);
+        Ok(Some(Found { start, header, in_buffer: None }))
     }
 
     /// What can be said of a record before its body is there.
-    fn check_header(&self, start: Lsn, header: &RecordHeader) -> Result<(), Halt> {
-        let torn = |fault| Err(Halt::Stop(StopKind::Torn, fault));
+    fn check_header(&self, start: Lsn, header: &RecordHeader, read_to: Lsn) -> Result<(), Halt> {
         if !header.rmgr.is_possible() {
-            return torn(Fault::Rmgr { found: header.rmgr.0 });
+            return Halt::torn(Fault::Rmgr { found: header.rmgr.0 }, read_to);
         }
         match self.current.prev {
             Some(expected) if header.prev != expected => {
-                torn(Fault::Prev { expected, found: header.prev })
+                Halt::torn(Fault::Prev { expected, found: header.prev }, read_to)
             }
-            None if header.prev >= start => torn(Fault::PrevNotBefore { found: header.prev }),
+            None if header.prev >= start => {
+                Halt::torn(Fault::PrevNotBefore { found: header.prev }, read_to)
+            }
             _ => Ok(()),
         }
     }
 
-    fn check_record(&self, start: Lsn, bytes: &[u8]) -> Result<(), Halt> {
-        let header = RecordHeader::from_bytes(bytes);
+    /// What can be said of a record when all of it is there.
+    fn check_record(
+        &self,
+        start: Lsn,
+        header: &RecordHeader,
+        bytes: &[u8],
+        end: Lsn,
+    ) -> Result<(), Halt> {
         let found = record_crc(bytes);
         if found != header.crc {
-            let fault = Fault::Crc { expected: header.crc, found };
-            return Err(Halt::Stop(StopKind::Torn, fault));
+            return Halt::torn(Fault::Crc { expected: header.crc, found }, end);
         }
         if let Some(overwritten) = self.current.overwritten {
             // Main data with a short header: 255, its length, then overwritten_lsn.
@@ -551,40 +640,32 @@ impl RecordStream {
                 && header.opcode() == xlog::OVERWRITE_CONTRECORD
                 && u64_at(bytes, RECORD_HEADER_SIZE + 2) == overwritten.0;
             if !says_so {
+                // A whole record, but another one: no write to come can heal that.
                 let fault = Fault::Overwrite { page: page_start(start), overwritten };
-                return Err(Halt::Stop(StopKind::Torn, fault));
+                return Err(Halt::Stop { kind: StopKind::Corrupt, fault, read_to: end });
             }
         }
         Ok(())
     }
 
-    /// A record checked out: it becomes the boundary, unless it is a segment switch whose fill is
-    /// still to be seen.
-    fn accept(&mut self, start: Lsn, end: Lsn, found: Found) -> Result<Option<Found>, Halt> {
-        let bytes = match &found {
-            Found::InBuffer { range, .. } => &self.buffer[range.clone()],
-            Found::Assembled { .. } => &self.assembled[..],
-        };
-        let header = RecordHeader::from_bytes(bytes);
-        if header.rmgr == RmgrId::XLOG && header.opcode() == xlog::SWITCH {
-            self.assembled = bytes.to_vec();
-            self.position = end;
-            self.state = State::SwitchFill { start };
-            return Ok(None);
-        }
-        self.commit(start, end);
-        Ok(Some(found))
+    /// A segment switch, now in `assembled`, ends at `end`; it takes the rest of the segment too.
+    fn begin_switch_fill(&mut self, start: Lsn, end: Lsn) {
+        // The record itself may reach into the next segment: then that one is filled.
+        let segment = self.segment_size.segment_before(end);
+        self.position = end;
+        self.state = State::SwitchFill { start, end: self.segment_size.end_of(segment) };
     }
 
-    /// Goes from a segment switch to the segment's end. The rest of the segment is zero, headers
-    /// of later pages included (`CopyXLogRecordToWAL`, `src/backend/access/transam/xlog.c`).
-    fn skip_switch_fill(&mut self, start: Lsn) -> Result<Found, Halt> {
-        let end = self.segment_size.end_of(self.segment_size.segment_of(start));
+    /// Goes from a segment switch to the segment's end. The server leaves the rest zero, headers
+    /// of later pages included (`CopyXLogRecordToWAL`, `src/backend/access/transam/xlog.c`):
+    /// anything else means that it has not got there yet. Unless it is known to have gone on: then
+    /// it crashed in between, and began the next segment without coming back to the fill.
+    fn skip_switch_fill(&mut self, start: Lsn, end: Lsn) -> Result<Found, Halt> {
         let left = end.bytes_since(self.position) as usize;
         let ahead = self.ahead();
         let fill = &ahead[..ahead.len().min(left)];
-        if fill.iter().any(|&byte| byte != 0) {
-            return Err(Halt::Stop(StopKind::Torn, Fault::SwitchFill));
+        if self.known_end < end && fill.iter().any(|&byte| byte != 0) {
+            return Halt::torn(Fault::SwitchFill, end);
         }
         let seen = fill.len();
         self.position = self.position.advance(seen as u64);
@@ -592,7 +673,8 @@ impl RecordStream {
             return Err(Halt::NeedMore);
         }
         self.commit(start, end);
-        Ok(Found::Assembled { start })
+        let header = RecordHeader::from_bytes(&self.assembled);
+        Ok(Found { start, header, in_buffer: None })
     }
 
     fn commit(&mut self, start: Lsn, end: Lsn) {
@@ -603,4 +685,8 @@ impl RecordStream {
         self.current.overwritten = None;
         self.boundary = self.current;
     }
+}
+
+fn is_switch(header: &RecordHeader) -> bool {
+    header.rmgr == RmgrId::XLOG && header.opcode() == xlog::SWITCH
 }

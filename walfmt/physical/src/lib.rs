@@ -15,7 +15,31 @@
 //! one page, never another page. That one rule carries the whole parallel design; its only
 //! exception, a free space map entry computed from a heap page after its redo, is handed back in
 //! [`PageOutcome::free_space`].
+//!
+//! One file per resource manager says what its records do; what they contain is in the file of the
+//! same name in `walfmt::rmgr`.
 #![forbid(unsafe_code)]
+
+mod btree;
+mod clog;
+mod fault;
+#[cfg(test)]
+mod fixture;
+pub mod freespace;
+mod heap;
+mod heap2;
+pub mod mask;
+pub mod page;
+mod redo;
+mod route;
+mod smgr;
+pub mod visibilitymap;
+mod xact;
+mod xlog;
+
+pub use freespace::free_space_page;
+pub use redo::{page_need, redo_page};
+pub use route::{RouteError, route};
 
 use walfmt::relation::{BlockNumber, PageId, RelFileLocator, RelFork};
 use walfmt::{Lsn, Record, TransactionId, Version};
@@ -114,7 +138,7 @@ pub trait PageAccess {
     fn create_fork(&mut self, fork: RelFork) -> Result<(), Self::Error>;
 
     /// Cut a fork to `blocks` blocks; pages from there on are forgotten, also in the table of
-    /// invalid pages. The changes to its last map page were handed over before this call.
+    /// invalid pages. A fork that is shorter, or not there, stays as it is. The changes to its last map page were handed over before this call.
     fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), Self::Error>;
 
     /// Remove all forks of these relations.

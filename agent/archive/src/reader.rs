@@ -1,0 +1,300 @@
+//! Reading WAL from the archive, from any position, while it is being written.
+
+use walfmt::{Lsn, SegmentName, SegmentNumber, Timeline};
+
+use crate::archive::{Archive, cell_end, corrupt};
+use crate::decoder::Decoder;
+use crate::error::{ArchiveError, Result};
+use crate::frame::FrameFault;
+use crate::pieces::{PieceError, Pieces};
+
+/// A chunk is handed out when it has this much WAL; the block that passes it is still part of it.
+const CHUNK_WAL_BYTES: usize = 256 << 10;
+
+/// Reads one timeline of an archive in order.
+///
+/// The file may be growing meanwhile, in this process or another: only whole blocks are decoded,
+/// and a partial one at the tip is "not yet". Checksums are verified as frames end, so damage is
+/// reported at the latest with the last block of its frame.
+///
+/// - `segment` start `<= begin <= position`, and `wal` holds what was decoded up to `position`.
+/// - Everything handed out ends at or before the caller's bound.
+#[derive(Debug)]
+pub struct ArchiveReader {
+    archive: Archive,
+    timeline: Timeline,
+    segment: SegmentNumber,
+    /// None while the segment's file does not exist.
+    pieces: Option<Pieces>,
+    decoder: Decoder,
+    /// The end of what was decoded.
+    position: Lsn,
+    /// Where the frame of the next piece begins, if one is open.
+    frame_start: Lsn,
+    /// WAL before this is decoded and thrown away.
+    begin: Lsn,
+    /// Whether the bytes of the open frame can be copied: they were handed out from its start on.
+    copyable: bool,
+    chunk: Pending,
+    /// A piece decoded beyond the caller's bound.
+    ahead: Option<Pending>,
+    handed_out: bool,
+}
+
+/// WAL from the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk<'a> {
+    /// The segment whose file it comes from.
+    pub segment: SegmentName,
+    /// The position of the first byte.
+    pub start: Lsn,
+    /// The position after the last byte; equal to `start` when a frame ends without more WAL.
+    pub end: Lsn,
+    /// The WAL.
+    pub wal: &'a [u8],
+    /// The whole blocks of the file that hold exactly this WAL, or nothing when the reader was
+    /// opened in the middle of this frame: a copy of them would lack what they refer to.
+    pub file_bytes: Option<&'a [u8]>,
+    /// Whether `file_bytes` begin with a frame header.
+    pub begins_frame: bool,
+    /// Whether `file_bytes` end with a frame's checksum. A chunk never spans two frames.
+    pub ends_frame: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    start: Lsn,
+    wal: Vec<u8>,
+    file_bytes: Vec<u8>,
+    begins_frame: bool,
+    ends_frame: bool,
+    any: bool,
+}
+
+impl ArchiveReader {
+    /// A reader whose first chunk begins exactly at `lsn`. Decoding begins at the start of the
+    /// segment's file, since frames do not say how much they hold; that is done by the first
+    /// [`ArchiveReader::next`].
+    ///
+    /// [`ArchiveError::NotArchived`] if the segment is not here, unless `lsn` is where the
+    /// archive's last file ends: then there is nothing *yet*.
+    pub fn open(archive: &Archive, timeline: Timeline, lsn: Lsn) -> Result<Self> {
+        let size = archive.segment_size();
+        let segment = size.segment_of(lsn);
+        let name = archive.name(timeline, segment);
+        let file = archive.open_segment(name)?;
+        if file.is_none() {
+            let before = archive.name(timeline, size.segment_before(lsn));
+            let at_the_end = size.offset_of(lsn) == 0 && lsn.is_valid() && archive.has(before)?;
+            if !at_the_end {
+                let have_from = archive.first_segment(timeline)?;
+                return Err(ArchiveError::NotArchived { segment: name, have_from });
+            }
+        }
+        let start = size.start_of(segment);
+        Ok(Self {
+            archive: archive.clone(),
+            timeline,
+            segment,
+            pieces: file.map(|file| Pieces::new(file, 0)),
+            decoder: Decoder::new(),
+            position: start,
+            frame_start: start,
+            begin: lsn,
+            copyable: false,
+            chunk: Pending::default(),
+            ahead: None,
+            handed_out: false,
+        })
+    }
+
+    /// The timeline that is read.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
+    /// The next WAL up to `bound`, or nothing if there is none yet. Bounds are the positions that
+    /// a flush of the writer gave; a block that goes past the bound waits for a larger one.
+    pub fn next(&mut self, bound: Lsn) -> Result<Option<Chunk<'_>>> {
+        if self.handed_out {
+            self.chunk.clear();
+            self.handed_out = false;
+        }
+        if let Some(ahead) = self.ahead.take_if(|ahead| ahead.end() <= bound) {
+            self.chunk = ahead;
+        }
+        while self.ahead.is_none() && !self.chunk.ends_frame && !self.chunk.is_full() {
+            if !self.step(bound)? {
+                break;
+            }
+        }
+        if !self.chunk.any {
+            return Ok(None);
+        }
+        self.handed_out = true;
+        let (copyable, chunk) = (self.copyable, &self.chunk);
+        Ok(Some(Chunk {
+            segment: self.archive.name(self.timeline, self.segment),
+            start: chunk.start,
+            end: chunk.end(),
+            wal: &chunk.wal,
+            file_bytes: copyable.then_some(&chunk.file_bytes),
+            begins_frame: copyable && chunk.begins_frame,
+            ends_frame: chunk.ends_frame,
+        }))
+    }
+
+    /// Checks that a segment that was read to its last byte ends well: with a whole frame if the
+    /// next segment is there, and with nothing after it.
+    pub(crate) fn finish_segment(&mut self) -> Result<()> {
+        // A frame that ends after the last byte gives one more chunk, without WAL.
+        while self.next(self.position)?.is_some() {}
+        let next = self.archive.name(self.timeline, self.segment.next());
+        if self.in_frame() && self.archive.has(next)? {
+            // It may have been ended between the two looks, so look again.
+            while self.next(self.position)?.is_some() {}
+            if self.in_frame() {
+                return Err(self.corrupt(FrameFault::EndsEarly));
+            }
+        }
+        self.check_no_rest()
+    }
+
+    /// Decodes one piece into the chunk; false if there is none, or none that may be handed out.
+    fn step(&mut self, bound: Lsn) -> Result<bool> {
+        let at_segment_end = self.position == self.archive.segment_size().end_of(self.segment);
+        if at_segment_end && !self.in_frame() {
+            // What was read belongs to the segment before, so it is handed out first. The next
+            // file is not touched before its WAL may be read.
+            return Ok(!self.chunk.any && self.position < bound && self.open_next()?);
+        }
+        let Some(pieces) = &mut self.pieces else {
+            let name = self.archive.name(self.timeline, self.segment);
+            self.pieces = self.archive.open_segment(name)?.map(|file| Pieces::new(file, 0));
+            return Ok(self.pieces.is_some());
+        };
+        let offset = pieces.offset();
+        let name = self.archive.name(self.timeline, self.segment);
+        let (piece, bytes) = match pieces.peek() {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.check_tip(bound),
+            Err(PieceError::File(error)) => return Err(error.into()),
+            Err(PieceError::Fault(fault)) => return Err(corrupt(name, offset, fault)),
+        };
+        if piece.begins_frame {
+            self.decoder.reset();
+            self.frame_start = self.position;
+            self.copyable = self.position >= self.begin;
+        }
+        let room = cell_end(self.frame_start).bytes_since(self.position);
+        let wal_before = self.chunk.wal.len();
+        self.decoder
+            .decode(bytes, piece.ends_frame, room, &mut self.chunk.wal)
+            .map_err(|fault| corrupt(name, offset, fault))?;
+
+        let start = self.position;
+        self.position = start.advance((self.chunk.wal.len() - wal_before) as u64);
+        let beyond = self.position > bound && self.position > self.begin;
+        if self.position < self.begin || (self.position == self.begin && !self.copyable) {
+            self.chunk.wal.truncate(wal_before);
+        } else {
+            let skipped = self.begin.bytes_since(start);
+            if skipped > 0 {
+                // Only the first chunk is trimmed, so the chunk is empty before this piece.
+                self.chunk.wal.drain(..usize::try_from(skipped).expect("less than a block"));
+            }
+            let mut alone = Pending::default();
+            let target = if beyond {
+                alone.wal = self.chunk.wal.split_off(wal_before);
+                &mut alone
+            } else {
+                &mut self.chunk
+            };
+            if !target.any {
+                target.start = start.max(self.begin);
+                target.begins_frame = piece.begins_frame;
+            }
+            target.any = true;
+            target.ends_frame = piece.ends_frame;
+            target.file_bytes.extend_from_slice(bytes);
+            if beyond {
+                self.ahead = Some(alone);
+            }
+        }
+        pieces.consume(piece);
+        Ok(!beyond)
+    }
+
+    /// No whole piece follows: is that "not yet", or must there be one? A segment is followed by
+    /// another file only when it is finished.
+    fn check_tip(&mut self, bound: Lsn) -> Result<bool> {
+        let next = self.archive.name(self.timeline, self.segment.next());
+        if self.chunk.any || self.position >= bound || !self.archive.has(next)? {
+            return Ok(false);
+        }
+        // It may have been finished between the two looks, so look again.
+        let Some(pieces) = &mut self.pieces else {
+            return Ok(false);
+        };
+        match pieces.peek() {
+            Ok(None) => {}
+            _ => return Ok(true),
+        }
+        let fault = if pieces.in_frame() || pieces.has_rest()? {
+            FrameFault::EndsEarly
+        } else {
+            let size = self.archive.segment_size();
+            let end = self.position.bytes_since(size.start_of(self.segment));
+            FrameFault::SegmentEndsEarly { end, expected: size.bytes() }
+        };
+        Err(self.corrupt(fault))
+    }
+
+    fn open_next(&mut self) -> Result<bool> {
+        self.check_no_rest()?;
+        let next = self.segment.next();
+        let name = self.archive.name(self.timeline, next);
+        let Some(file) = self.archive.open_segment(name)? else {
+            return Ok(false);
+        };
+        self.segment = next;
+        self.pieces = Some(Pieces::new(file, 0));
+        Ok(true)
+    }
+
+    fn in_frame(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Pieces::in_frame)
+    }
+
+    fn check_no_rest(&mut self) -> Result<()> {
+        if let Some(pieces) = &mut self.pieces
+            && !pieces.in_frame()
+            && pieces.has_rest()?
+        {
+            return Err(self.corrupt(FrameFault::TrailingBytes));
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, fault: FrameFault) -> ArchiveError {
+        let offset = self.pieces.as_ref().map_or(0, Pieces::offset);
+        corrupt(self.archive.name(self.timeline, self.segment), offset, fault)
+    }
+}
+
+impl Pending {
+    fn end(&self) -> Lsn {
+        self.start.advance(self.wal.len() as u64)
+    }
+
+    fn is_full(&self) -> bool {
+        self.wal.len() >= CHUNK_WAL_BYTES
+    }
+
+    fn clear(&mut self) {
+        self.wal.clear();
+        self.file_bytes.clear();
+        (self.any, self.begins_frame, self.ends_frame) = (false, false, false);
+    }
+}

@@ -1,0 +1,154 @@
+//! Every metric, declared once.
+//!
+//! Positions are LSNs as bytes since the cluster's creation (exact up to 9 PB), so that a
+//! difference of two is a distance in bytes.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::node::Node;
+use crate::positions::Position;
+
+/// The node's metrics. Call sites read as sentences: `metrics.observe_flush(duration)`.
+pub(crate) struct Metrics {
+    registry: Registry,
+    positions: IntGaugeVec,
+    follower_positions: IntGaugeVec,
+    lag_bytes: IntGaugeVec,
+    lag_seconds: GaugeVec,
+    stage_states: IntGaugeVec,
+    flush_seconds: Histogram,
+    wal_bytes: IntCounter,
+    archive_bytes: IntCounter,
+    replayed_records: IntCounter,
+    reconnects: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn new(node: &str) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let lag_seconds = GaugeVec::new(
+            Opts::new(
+                "walferry_lag_seconds",
+                "Age, by the leader's clock, of the oldest WAL not yet replayed here (or made \
+                 durable, on a node without a store); 0 when caught up.",
+            ),
+            &["to"],
+        )?;
+        registry.register(Box::new(lag_seconds.clone()))?;
+        let flush_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "walferry_flush_seconds",
+                "Time that fdatasync took: of pg_wal on a leader, of the archive on a follower.",
+            )
+            .buckets(prometheus::exponential_buckets(0.000_05, 2.0, 16)?),
+        )?;
+        registry.register(Box::new(flush_seconds.clone()))?;
+        let build_info = gauges(
+            "walferry_build_info",
+            "Always 1; the labels say what is running.",
+            &["version", "node"],
+        )?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), node]).set(1);
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            positions: gauges(
+                "walferry_position_bytes",
+                "WAL position of this node, as bytes.",
+                &["position"],
+            )?,
+            follower_positions: gauges(
+                "walferry_follower_position_bytes",
+                "WAL position that a follower of this node has reported, as bytes; shipped is \
+                 what was sent to it.",
+                &["follower", "position"],
+            )?,
+            lag_bytes: gauges(
+                "walferry_lag_bytes",
+                "WAL that the source is known to have and this node has not yet replayed (or made \
+                 durable, on a node without a store).",
+                &["to"],
+            )?,
+            lag_seconds,
+            stage_states: gauges(
+                "walferry_state",
+                "1 for the state a stage is in.",
+                &["stage", "state"],
+            )?,
+            flush_seconds,
+            wal_bytes: counter("walferry_wal_bytes_total", "WAL archived, uncompressed.")?,
+            archive_bytes: counter("walferry_archive_bytes_total", "WAL archived, compressed.")?,
+            replayed_records: counter("walferry_replayed_records_total", "WAL records replayed.")?,
+            reconnects: counter("walferry_reconnects_total", "Connections to a peer begun.")?,
+            registry,
+        })
+    }
+
+    /// An `fdatasync` took this long.
+    pub(crate) fn observe_flush(&self, duration: Duration) {
+        self.flush_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// WAL went into the archive.
+    pub(crate) fn count_archived(&self, wal_bytes: u64, file_bytes: u64) {
+        self.wal_bytes.inc_by(wal_bytes);
+        self.archive_bytes.inc_by(file_bytes);
+    }
+
+    /// Records were replayed.
+    pub(crate) fn count_replayed(&self, records: u64) {
+        self.replayed_records.inc_by(records);
+    }
+
+    /// A connection to a peer was begun.
+    pub(crate) fn count_reconnect(&self) {
+        self.reconnects.inc();
+    }
+
+    /// The text that Prometheus scrapes.
+    pub(crate) fn render(&self, node: &Node) -> Result<String, prometheus::Error> {
+        let gauge = |lsn: walfmt::Lsn| i64::try_from(lsn.0).unwrap_or(i64::MAX);
+        for position in Position::ALL {
+            let lsn = node.positions.get(position);
+            if lsn.is_valid() {
+                self.positions.with_label_values(&[position.name()]).set(gauge(lsn));
+            }
+        }
+        for (name, follower) in node.positions.followers() {
+            for (position, lsn) in [
+                ("shipped", follower.shipped),
+                ("received", follower.received),
+                ("durable", follower.durable),
+                ("replayed", follower.replayed),
+            ] {
+                self.follower_positions.with_label_values(&[&name, position]).set(gauge(lsn));
+            }
+        }
+        if let Some(lag) = node.lag() {
+            let bytes = i64::try_from(lag.bytes).unwrap_or(i64::MAX);
+            self.lag_bytes.with_label_values(&[lag.to.name()]).set(bytes);
+            self.lag_seconds.with_label_values(&[lag.to.name()]).set(lag.seconds);
+        }
+        self.stage_states.reset();
+        for (stage, report) in node.stages.all() {
+            self.stage_states.with_label_values(&[stage, report.state.label()]).set(1);
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}

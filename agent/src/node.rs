@@ -1,0 +1,370 @@
+//! One node: one source, one archive, its readers. The only file that starts stages.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
+use walferry_wire::LagClock;
+use walfmt::{Lsn, SegmentSize, Timeline, Version};
+
+use crate::config::{Config, Source};
+use crate::metrics::Metrics;
+use crate::positions::{Position, Positions};
+use crate::stage::{self, Stages, replay};
+use crate::trouble::{Kind, Trouble};
+use crate::control;
+
+/// A peer's silence for this long is lag: a few of its heartbeats.
+const HEARD_FRESH: Duration = Duration::from_secs(3);
+/// How long the stages have to end before the process does without them.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Whose WAL a node has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) system_identifier: u64,
+    pub(crate) timeline: Timeline,
+    pub(crate) segment_size: SegmentSize,
+    pub(crate) version: &'static Version,
+}
+
+/// How far a node is behind its source.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lag {
+    /// Behind with what: replaying, or, on a node without a store, making durable.
+    pub(crate) to: Position,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// What the stages of a node share.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) positions: Positions,
+    pub(crate) stages: Stages,
+    pub(crate) metrics: Metrics,
+    /// Commands for replay; closed on a node without a store.
+    pub(crate) replay: replay::Commands,
+    files: Arc<dyn Files>,
+    identity: OnceLock<Identity>,
+    archive: OnceLock<Archive>,
+    lag_clock: Mutex<LagClock>,
+    /// `server_version_num`, once known.
+    server_version: AtomicU32,
+    shipping_forbidden: Mutex<Option<Trouble>>,
+    stopping: AtomicBool,
+    /// Receiving has been ended for good: the store is being promoted.
+    receiving_ended: AtomicBool,
+    stop: Notify,
+}
+
+impl Node {
+    pub(crate) fn new(config: Config) -> Result<Self, Trouble> {
+        let metrics = Metrics::new(&config.node.name)
+            .map_err(|error| Trouble::misuse(format_args!("metrics: {error}")))?;
+        Ok(Self {
+            config,
+            positions: Positions::new(),
+            stages: Stages::default(),
+            metrics,
+            replay: replay::Commands::default(),
+            files: Arc::new(OsFiles),
+            identity: OnceLock::new(),
+            archive: OnceLock::new(),
+            lag_clock: Mutex::new(LagClock::new(Instant::now(), HEARD_FRESH)),
+            server_version: AtomicU32::new(0),
+            shipping_forbidden: Mutex::new(None),
+            stopping: AtomicBool::new(false),
+            receiving_ended: AtomicBool::new(false),
+            stop: Notify::new(),
+        })
+    }
+
+    /// The file calls of archive and tail.
+    pub(crate) fn files(&self) -> &Arc<dyn Files> {
+        &self.files
+    }
+
+    /// Whose WAL this node has, once its source or archive has told.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.get().copied()
+    }
+
+    /// The archive, once the identity is known.
+    pub(crate) fn archive(&self) -> Option<&Archive> {
+        self.archive.get()
+    }
+
+    /// Opens the archive of this cluster, or gives the one that is open. One node has one cluster.
+    pub(crate) fn open_archive(&self, identity: Identity) -> Result<Archive, Trouble> {
+        let known = *self.identity.get_or_init(|| identity);
+        if known.system_identifier != identity.system_identifier
+            || known.timeline != identity.timeline
+            || known.segment_size != identity.segment_size
+        {
+            return Err(Trouble::new(
+                Kind::Refused,
+                format_args!(
+                    "this node has WAL of system {}, timeline {}; its source now has system {}, \
+                     timeline {}",
+                    known.system_identifier,
+                    known.timeline,
+                    identity.system_identifier,
+                    identity.timeline
+                ),
+            )
+            .with_hint("restart the agent if the server was replaced on purpose"));
+        }
+        if let Some(archive) = self.archive.get() {
+            return Ok(archive.clone());
+        }
+        let root = &self.config.archive.directory;
+        self.files.create_dir(root).map_err(stage::tail::file_trouble)?;
+        let archive = Archive::open(
+            Arc::clone(&self.files),
+            root,
+            identity.system_identifier,
+            identity.segment_size,
+        )?;
+        Ok(self.archive.get_or_init(|| archive).clone())
+    }
+
+    /// Opens the archive for writing; cuts off what a crash left unfinished. An empty one will
+    /// begin at `begin`.
+    pub(crate) fn open_writer(
+        &self,
+        archive: &Archive,
+        begin: Lsn,
+    ) -> Result<ArchiveWriter, Trouble> {
+        let timeline = self.identity.get().map_or(Timeline(1), |identity| identity.timeline);
+        let options = WriterOptions {
+            level: self.config.archive.compression_level,
+            ..WriterOptions::default()
+        };
+        Ok(ArchiveWriter::open(archive, timeline, begin, options)?)
+    }
+
+    pub(crate) fn set_server_version(&self, version_num: u32) {
+        self.server_version.store(version_num, Ordering::Relaxed);
+    }
+
+    /// `server_version_num` of the server whose WAL this is; 0 if unknown.
+    pub(crate) fn server_version(&self) -> u32 {
+        self.server_version.load(Ordering::Relaxed)
+    }
+
+    /// Ends shipping: the server is not one whose WAL may be relied on.
+    pub(crate) fn forbid_shipping(&self, trouble: Trouble) {
+        *self.shipping_forbidden.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+    }
+
+    pub(crate) fn shipping_forbidden(&self) -> Option<Trouble> {
+        self.shipping_forbidden.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The clock that turns positions into seconds of lag.
+    pub(crate) fn with_lag_clock<T>(&self, use_it: impl FnOnce(&mut LagClock) -> T) -> T {
+        use_it(&mut self.lag_clock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How far this node is behind its source; nothing on the source node itself.
+    pub(crate) fn lag(&self) -> Option<Lag> {
+        if !matches!(self.config.source(), Ok(Source::Receive(_))) {
+            return None;
+        }
+        let to =
+            if self.config.store.is_some() { Position::Replayed } else { Position::Durable };
+        let reached = self.positions.get(to);
+        Some(Lag {
+            to,
+            bytes: self.positions.get(Position::SourceDurable).bytes_since(reached),
+            seconds: self
+                .with_lag_clock(|lag| lag.lag_seconds(Instant::now(), reached))
+                .unwrap_or(f64::NAN),
+        })
+    }
+
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Tells every stage to end.
+    pub(crate) fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.stop.notify_waiters();
+        self.positions.wake();
+    }
+
+    pub(crate) fn receiving_ended(&self) -> bool {
+        self.receiving_ended.load(Ordering::Acquire)
+    }
+
+    /// Receives nothing more, from now on.
+    pub(crate) fn end_receiving(&self) {
+        self.receiving_ended.store(true, Ordering::Release);
+        self.stop.notify_waiters();
+        self.positions.wake();
+    }
+
+    /// Completes when the node stops, or stops receiving; may complete without either.
+    pub(crate) async fn interrupted(&self) {
+        self.stop.notified().await;
+    }
+
+    /// For async code: a pause that ends early when the node stops.
+    pub(crate) async fn pause(&self, duration: Duration) {
+        if !self.stopping() {
+            let _ = tokio::time::timeout(duration, self.stop.notified()).await;
+        }
+    }
+
+    /// For threads: a pause that ends early when the node stops.
+    pub(crate) fn sleep(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        while !self.stopping() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(Duration::from_millis(50)));
+        }
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> Result<(), Trouble> {
+    let node = Arc::new(Node::new(config)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .thread_name("net")
+        .build()
+        .map_err(|error| Trouble::io("starting the runtime", error))?;
+    let threads = runtime.block_on(async {
+        let threads = start(&node).await?;
+        wait_for_signal().await?;
+        tracing::info!("stopping");
+        node.begin_stop();
+        Ok::<_, Trouble>(threads)
+    })?;
+    let deadline = Instant::now() + STOP_LIMIT;
+    for (name, thread) in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if !thread.is_finished() {
+            tracing::warn!(stage = name, "did not stop in time");
+        }
+    }
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    control::remove_socket(&node.config);
+    Ok(())
+}
+
+type StageThread = (&'static str, thread::JoinHandle<()>);
+
+/// Opens every door first, so that misuse ends the process before anything has begun; then starts
+/// the stages.
+async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
+    let config = &node.config;
+    let control = control::bind(config)?;
+    let listen = async |key, address| match address {
+        Some(address) => match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => Err(Trouble::io(format_args!("[listen] {key} {address}"), error)),
+        },
+        None => Ok(None),
+    };
+    let metrics = listen("metrics", config.listen.metrics).await?;
+    let replication = listen("replication", config.listen.replication).await?;
+
+    let mut threads = Vec::new();
+    match config.source()? {
+        Source::Tail(directory) => {
+            if let Some(conninfo) = &config.source.conninfo {
+                tokio::spawn(stage::horizon::run(Arc::clone(node), conninfo.clone()));
+            } else {
+                tracing::warn!(
+                    "[source] conninfo is not set: the server's fsync setting cannot be checked"
+                );
+            }
+            threads.push(spawn("tail", node, move |node| stage::tail::run(node, &directory))?);
+        }
+        Source::Receive(peers) => {
+            if let Some(store) = &config.store {
+                identify_by_store(node, &store.data_directory)?;
+            }
+            let inbox = stage::receive::Inbox::new();
+            let outlet = inbox.outlet();
+            threads.push(spawn("receive", node, move |node| {
+                stage::receive::write(node, inbox);
+            })?);
+            tokio::spawn(stage::receive::run(Arc::clone(node), peers, outlet));
+        }
+    }
+    if config.store.is_some() {
+        threads.push(spawn("replay", node, replay::run)?);
+    }
+    if let Some(listener) = replication {
+        tokio::spawn(stage::send::run(Arc::clone(node), listener));
+    }
+    if let Some(listener) = metrics {
+        tokio::spawn(control::serve_public(Arc::clone(node), listener));
+    }
+    tokio::spawn(control::serve(Arc::clone(node), control));
+    tracing::info!(node = config.node.name, "running");
+    Ok(threads)
+}
+
+/// A follower's store says whose WAL it wants.
+pub(crate) fn identify_by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble> {
+    let control = stage::tail::read_control_file(node.files().as_ref(), data_directory)
+        .map_err(|trouble| {
+            Trouble::misuse(format_args!("[store] {trouble}"))
+                .with_hint("make the store with `walferry bootstrap --from <base backup>`")
+        })?;
+    node.open_archive(Identity {
+        system_identifier: control.system_identifier,
+        timeline: control.check_point_copy.this_timeline,
+        segment_size: control.segment_size,
+        version: control.version,
+    })?;
+    Ok(())
+}
+
+fn spawn(
+    name: &'static str,
+    node: &Arc<Node>,
+    work: impl FnOnce(&Arc<Node>) + Send + 'static,
+) -> Result<StageThread, Trouble> {
+    let node = Arc::clone(node);
+    // A panic is a broken invariant of ours: nothing that goes on after it can be trusted.
+    let guarded = move || {
+        let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&node)));
+        if broken.is_err() {
+            std::process::abort();
+        }
+    };
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(guarded)
+        .map_err(|error| Trouble::io(format_args!("starting thread {name}"), error))?;
+    Ok((name, thread))
+}
+
+async fn wait_for_signal() -> Result<(), Trouble> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error| Trouble::io("waiting for signals", error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Every WAL position this node knows, in one place.
+//!
+//! ```text
+//! leader:    server write ≥ server flush        source_durable ≥ appended ≥ durable
+//! follower:                                     received ≥ durable ≥ replayed
+//! ```
+//!
+//! Acknowledgements, metrics, status and retention read them here; nothing else keeps a copy. A
+//! position only ever grows: a smaller value is not taken. That `durable` or `replayed` never
+//! passes what it depends on is asserted, because a follower that claims more than it has is the
+//! one mistake that loses data.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use walfmt::Lsn;
+
+/// One of a node's positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    /// End of the whole records of `pg_wal` that a completed `fdatasync` of ours covers.
+    SourceDurable,
+    /// End of what readers of the archive may read on the source node.
+    Appended,
+    /// End of what has been received, checked and written.
+    Received,
+    /// End of what is synced in this node's archive.
+    Durable,
+    /// End of the last record whose effects, and those of all before it, are in the store.
+    Replayed,
+    /// The server's own word of what it has flushed. Evidence and metric, never a bound.
+    ServerFlush,
+}
+
+impl Position {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::SourceDurable,
+        Self::Appended,
+        Self::Received,
+        Self::Durable,
+        Self::Replayed,
+        Self::ServerFlush,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::SourceDurable => "source_durable",
+            Self::Appended => "appended",
+            Self::Received => "received",
+            Self::Durable => "durable",
+            Self::Replayed => "replayed",
+            Self::ServerFlush => "server_flush",
+        }
+    }
+
+    /// What this position may never pass, on any node.
+    const fn bound(self) -> Option<Self> {
+        match self {
+            Self::Appended => Some(Self::SourceDurable),
+            Self::Replayed => Some(Self::Durable),
+            _ => None,
+        }
+    }
+}
+
+/// What a follower has told us of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Follower {
+    pub(crate) connected: bool,
+    /// End of what has been sent to it.
+    pub(crate) shipped: Lsn,
+    pub(crate) received: Lsn,
+    pub(crate) durable: Lsn,
+    pub(crate) replayed: Lsn,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Positions {
+    values: [AtomicU64; Position::ALL.len()],
+    generation: Mutex<u64>,
+    changed: Condvar,
+    notify: watch::Sender<u64>,
+    followers: Mutex<BTreeMap<String, Follower>>,
+}
+
+impl Positions {
+    pub(crate) fn new() -> Self {
+        Self {
+            values: Default::default(),
+            generation: Mutex::new(0),
+            changed: Condvar::new(),
+            notify: watch::Sender::new(0),
+            followers: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn get(&self, position: Position) -> Lsn {
+        Lsn(self.values[position as usize].load(Ordering::Acquire))
+    }
+
+    /// Raises a position. A smaller value than the present one changes nothing.
+    pub(crate) fn advance(&self, position: Position, lsn: Lsn) {
+        if let Some(bound) = position.bound() {
+            let limit = self.get(bound);
+            assert!(lsn <= limit, "{position:?} {lsn} would pass {bound:?} {limit}");
+        }
+        let before = self.values[position as usize].fetch_max(lsn.0, Ordering::AcqRel);
+        if before < lsn.0 {
+            self.wake();
+        }
+    }
+
+    /// Wakes everyone who waits, without a change: for a stop.
+    pub(crate) fn wake(&self) {
+        let generation = {
+            let mut generation = lock(&self.generation);
+            *generation += 1;
+            *generation
+        };
+        self.changed.notify_all();
+        self.notify.send_replace(generation);
+    }
+
+    /// For threads: waits until a position passes `lsn`, something else wakes this up, or `limit`
+    /// has passed; gives the position.
+    pub(crate) fn wait_beyond(&self, position: Position, lsn: Lsn, limit: Duration) -> Lsn {
+        let deadline = Instant::now() + limit;
+        let mut generation = lock(&self.generation);
+        let first = *generation;
+        loop {
+            let now = self.get(position);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if now > lsn || *generation != first || left.is_zero() {
+                return now;
+            }
+            let (again, _) = self
+                .changed
+                .wait_timeout(generation, left)
+                .unwrap_or_else(PoisonError::into_inner);
+            generation = again;
+        }
+    }
+
+    /// For async code: a receiver whose `changed()` completes when any position has grown.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.notify.subscribe()
+    }
+
+    /// Changes what is known of a follower.
+    pub(crate) fn with_follower(&self, name: &str, change: impl FnOnce(&mut Follower)) {
+        change(lock(&self.followers).entry(name.to_owned()).or_default());
+        self.wake();
+    }
+
+    pub(crate) fn followers(&self) -> BTreeMap<String, Follower> {
+        lock(&self.followers).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_only_grow() {
+        let positions = Positions::new();
+        positions.advance(Position::Durable, Lsn(100));
+        positions.advance(Position::Durable, Lsn(50));
+        assert_eq!(positions.get(Position::Durable), Lsn(100));
+        positions.advance(Position::Replayed, Lsn(100));
+    }
+
+    #[test]
+    #[should_panic(expected = "would pass")]
+    fn nothing_is_replayed_before_it_is_durable() {
+        let positions = Positions::new();
+        positions.advance(Position::Durable, Lsn(100));
+        positions.advance(Position::Replayed, Lsn(101));
+    }
+
+    #[test]
+    fn a_thread_waits_for_a_position() {
+        let positions = Positions::new();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let mut at = Lsn::INVALID;
+                while at < Lsn(8) {
+                    at = positions.wait_beyond(Position::Durable, at, Duration::from_secs(10));
+                }
+                at
+            });
+            positions.advance(Position::Durable, Lsn(8));
+            assert_eq!(waiter.join().expect("waiter"), Lsn(8));
+        });
+    }
+}

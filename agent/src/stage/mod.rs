@@ -1,0 +1,113 @@
+//! The stages of a node, and what each says of itself.
+//!
+//! A stage stops alone: what ends one leaves the others running. A stopped replay never stops the
+//! archive.
+
+pub(crate) mod horizon;
+pub(crate) mod receive;
+pub(crate) mod replay;
+pub(crate) mod send;
+pub(crate) mod tail;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::trouble::Trouble;
+
+/// What a stage is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Getting ready.
+    Starting,
+    /// Waiting for something that may come, which the detail names.
+    Waiting,
+    /// At work.
+    Streaming,
+    /// Something failed that may pass; trying again.
+    Retrying,
+    /// Stopped for good, with the reason in the detail.
+    Stopped,
+    /// The peer no longer has the WAL this node needs.
+    NeedsBootstrap,
+    /// This node's WAL and the peer's are different histories.
+    Diverged,
+    /// The store was handed to a server.
+    Promoted,
+}
+
+impl State {
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Waiting => "waiting",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Stopped => "stopped",
+            Self::NeedsBootstrap => "needs_bootstrap",
+            Self::Diverged => "diverged",
+            Self::Promoted => "promoted",
+        }
+    }
+}
+
+/// What a stage says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) state: State,
+    /// In words; empty if there is nothing to say.
+    pub(crate) detail: String,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+    /// The trouble's kind, if there is one.
+    pub(crate) kind: Option<&'static str>,
+}
+
+/// The reports of all stages. Each change is logged once, here.
+#[derive(Debug, Default)]
+pub(crate) struct Stages {
+    reports: Mutex<BTreeMap<&'static str, Report>>,
+}
+
+impl Stages {
+    /// A stage's new state.
+    pub(crate) fn set(&self, stage: &'static str, state: State, detail: impl Into<String>) {
+        let detail = detail.into();
+        self.put(stage, Report { state, detail, hint: None, kind: None });
+    }
+
+    /// A stage's new state because of trouble.
+    pub(crate) fn fail(&self, stage: &'static str, state: State, trouble: &Trouble) {
+        let report = Report {
+            state,
+            detail: trouble.to_string(),
+            hint: trouble.hint().map(str::to_owned),
+            kind: Some(trouble.kind().label()),
+        };
+        self.put(stage, report);
+    }
+
+    fn put(&self, stage: &'static str, report: Report) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = reports
+            .get(stage)
+            .is_some_and(|before| before.state == report.state && before.detail == report.detail);
+        if !known {
+            let (state, detail) = (report.state.label(), &report.detail);
+            let hint = report.hint.as_deref().unwrap_or_default();
+            match report.kind {
+                Some(kind) => tracing::warn!(stage, state, kind, hint, "{detail}"),
+                None => tracing::info!(stage, state, "{detail}"),
+            }
+        }
+        reports.insert(stage, report);
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<&'static str, Report> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn get(&self, stage: &str) -> Option<State> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.get(stage).map(|report| report.state)
+    }
+}

@@ -1,0 +1,491 @@
+//! Receive: WAL from a peer into this node's archive.
+//!
+//! A task owns the connection, a thread the archive. What arrives is decoded and every record
+//! checked *before* it is written; it is acknowledged as durable when `fdatasync` has returned. A
+//! chunk that does not check out costs the connection: nothing of it is written, and the next
+//! connection goes on from what the archive holds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use walferry_archive::{Archive, ArchiveReader, ArchiveWriter};
+use walferry_wire::{
+    Backoff, Chunk, FollowerPositions, Hello, Limits, PlainText, Receiver, ReceiverConfig,
+    ReceiverEvent, RefusalCode, Refused, Resume,
+};
+use walfmt::{Lsn, RawRecord, RecordStream, SegmentNumber, Step, Stop, StreamStart};
+
+use crate::node::Node;
+use crate::positions::Position;
+use crate::stage::State;
+use crate::trouble::{Kind, Trouble};
+
+const STAGE: &str = "receive";
+/// Chunks between connection and archive. The leader's window bounds their bytes.
+const QUEUE_CHUNKS: usize = 256;
+const READ_BYTES: usize = 256 << 10;
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A peer that no longer has our WAL may get it back from elsewhere; it is asked again this often.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// From the connection to the archive's thread.
+enum Parcel {
+    /// A connection begins: where does the archive end?
+    Begin(oneshot::Sender<Begin>),
+    Chunk { connection: u64, chunk: Chunk },
+}
+
+/// Where a connection goes on.
+struct Begin {
+    connection: u64,
+    resume: Resume,
+    positions: FollowerPositions,
+}
+
+/// The thread's end of the queue.
+pub(crate) struct Inbox {
+    parcels: mpsc::Receiver<Parcel>,
+    failed: watch::Sender<Option<(u64, Trouble)>>,
+    outlet: Outlet,
+}
+
+/// The connection's end of the queue.
+#[derive(Clone)]
+pub(crate) struct Outlet {
+    parcels: mpsc::Sender<Parcel>,
+    failed: watch::Receiver<Option<(u64, Trouble)>>,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        let (send, parcels) = mpsc::channel(QUEUE_CHUNKS);
+        let (failed, watch) = watch::channel(None);
+        Self { parcels, failed, outlet: Outlet { parcels: send, failed: watch } }
+    }
+
+    pub(crate) fn outlet(&self) -> Outlet {
+        self.outlet.clone()
+    }
+}
+
+/// Connects to the peers in turn until the node stops.
+pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
+    let mut backoff = Backoff::default();
+    let mut peers = peers.iter().cycle();
+    while !node.stopping() && !node.receiving_ended() {
+        let Some(peer) = peers.next() else { return };
+        node.metrics.count_reconnect();
+        let begun = Instant::now();
+        let pause = match follow(&node, peer, &outlet).await {
+            Ok(Ended::Refused(refused)) => {
+                refused_state(&node, peer, &refused);
+                REFUSED_PAUSE
+            }
+            Ok(Ended::Closed(reason)) => {
+                let trouble = Trouble::io(format_args!("peer {peer}"), reason);
+                node.stages.fail(STAGE, State::Retrying, &trouble);
+                backoff.connection_lived(begun.elapsed());
+                backoff.next_delay(rand::random())
+            }
+            Err(trouble) => {
+                node.stages.fail(STAGE, State::Retrying, &trouble);
+                backoff.connection_lived(begun.elapsed());
+                backoff.next_delay(rand::random())
+            }
+        };
+        node.pause(pause).await;
+    }
+    if node.receiving_ended() {
+        node.stages.set(STAGE, State::Promoted, "the store is being promoted");
+    }
+}
+
+/// Whether a peer answers, as a leader does: for a promotion, which must know that it does not.
+pub(crate) async fn answers(peer: &str) -> bool {
+    matches!(tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer)).await, Ok(Ok(_)))
+}
+
+enum Ended {
+    Closed(String),
+    Refused(Refused),
+}
+
+fn refused_state(node: &Node, peer: &str, refused: &Refused) {
+    let (state, hint) = match refused.code {
+        RefusalCode::NOT_ARCHIVED => (
+            State::NeedsBootstrap,
+            "the peer's archive no longer reaches back to where this node is: bootstrap it again",
+        ),
+        RefusalCode::DIVERGED | RefusalCode::AHEAD_OF_LEADER => (
+            State::Diverged,
+            "the two nodes have different histories: one of them was restored or promoted",
+        ),
+        RefusalCode::NOT_READY => (State::Waiting, "the peer is starting"),
+        _ => (State::Retrying, "check that [source] peers names the right agent"),
+    };
+    let trouble = Trouble::new(
+        Kind::Refused,
+        format_args!("peer {peer} refused this node: {}", refused.text),
+    )
+    .with_hint(hint);
+    node.stages.fail(STAGE, state, &trouble);
+}
+
+/// The life of one connection: moves bytes and knows no rules.
+async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Trouble> {
+    let lost = |error: &dyn std::fmt::Display| Trouble::io(format_args!("peer {peer}"), error);
+    let begin = {
+        let (ask, answer) = oneshot::channel();
+        let gone = || Trouble::io("archive", "its thread has stopped");
+        outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    };
+    let mut stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer))
+        .await
+        .map_err(|_| lost(&"no answer"))?
+        .map_err(|error| lost(&error))?;
+    stream.set_nodelay(true).map_err(|error| lost(&error))?;
+    let config = ReceiverConfig {
+        hello: hello(node, begin.resume)?,
+        positions: begin.positions,
+        limits: Limits::default(),
+    };
+    let mut receiver =
+        Receiver::new(config, Instant::now()).map_err(|error| lost(&error))?;
+    let mut changes = node.positions.subscribe();
+    let mut failed = outlet.failed.clone();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut reason = "closed by the peer".to_owned();
+    loop {
+        while let Some(event) = receiver.poll_event() {
+            match event {
+                ReceiverEvent::Welcomed(welcome) => {
+                    node.set_server_version(welcome.server_version_num);
+                    let detail = format!("from {} at {peer}", welcome.node.as_str());
+                    node.stages.set(STAGE, State::Streaming, detail);
+                }
+                ReceiverEvent::Data(data) => {
+                    note_leader(node, data.stamp, data.source_durable);
+                    let parcel =
+                        Parcel::Chunk { connection: begin.connection, chunk: data.chunk };
+                    if outlet.parcels.send(parcel).await.is_err() {
+                        return Err(Trouble::io("archive", "its thread has stopped"));
+                    }
+                }
+                ReceiverEvent::Heartbeat(heartbeat) => {
+                    node.positions.advance(Position::ServerFlush, heartbeat.positions.server_flush);
+                    note_leader(node, heartbeat.stamp, heartbeat.positions.source_durable);
+                }
+                ReceiverEvent::Refused(refused) => return Ok(Ended::Refused(refused)),
+                ReceiverEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
+            }
+        }
+        while let Some(bytes) = receiver.poll_transmit() {
+            stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
+        }
+        if receiver.is_closed() {
+            let _ = stream.shutdown().await;
+            return Ok(Ended::Closed(reason));
+        }
+        let deadline = receiver.poll_timeout().unwrap_or_else(Instant::now);
+        tokio::select! {
+            read = stream.read(&mut buffer) => match read.map_err(|error| lost(&error))? {
+                0 => return Ok(Ended::Closed(reason)),
+                length => receiver
+                    .handle_bytes(Instant::now(), &buffer[..length])
+                    .map_err(|error| lost(&error))?,
+            },
+            _ = changes.changed() => {
+                let positions = follower_positions(node);
+                receiver.set_positions(Instant::now(), positions).map_err(|error| lost(&error))?;
+            }
+            _ = failed.changed() => {
+                let trouble = failed.borrow_and_update().clone();
+                if let Some((connection, trouble)) = trouble
+                    && connection == begin.connection
+                {
+                    return Err(trouble);
+                }
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {
+                receiver.handle_timeout(Instant::now()).map_err(|error| lost(&error))?;
+            }
+            () = node.interrupted() => {
+                if node.stopping() || node.receiving_ended() {
+                    reason = "this node stops receiving".to_owned();
+                    receiver.goodbye(&reason);
+                }
+            }
+        }
+    }
+}
+
+fn hello(node: &Node, resume: Resume) -> Result<Hello, Trouble> {
+    let identity = node
+        .identity()
+        .ok_or_else(|| Trouble::misuse("this node does not know yet whose WAL it wants"))?;
+    Ok(Hello {
+        node: super::send::node_name(node),
+        agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
+        system_identifier: identity.system_identifier,
+        timeline: identity.timeline,
+        segment_size: identity.segment_size,
+        server_major: identity.version.major,
+        resume,
+    })
+}
+
+/// The leader said how far it is, and when.
+fn note_leader(node: &Node, stamp: walferry_wire::Stamp, source_durable: Lsn) {
+    node.with_lag_clock(|lag| lag.note(Instant::now(), stamp, source_durable));
+    node.positions.advance(Position::SourceDurable, source_durable);
+}
+
+/// Read from the last to the first, so that no position can pass the one it depends on meanwhile.
+fn follower_positions(node: &Node) -> FollowerPositions {
+    let replayed = node.positions.get(Position::Replayed);
+    let durable = node.positions.get(Position::Durable);
+    let received = node.positions.get(Position::Received);
+    FollowerPositions::new(received, durable, replayed)
+        .expect("positions are read against their order, and only grow")
+}
+
+/// The archive's thread: writes what arrives, until the node stops.
+pub(crate) fn write(node: &Arc<Node>, inbox: Inbox) {
+    let Inbox { mut parcels, failed, outlet } = inbox;
+    drop(outlet);
+    let mut connection = 0;
+    while !node.stopping() && !parcels.is_closed() {
+        match Keeper::open(node) {
+            Ok(mut keeper) => {
+                let Err(trouble) = keeper.keep(&mut parcels, &mut connection) else { return };
+                drop(keeper);
+                if trouble.kind() == Kind::Io {
+                    node.sleep(RETRY_PAUSE);
+                }
+                // What this connection still sends is for nobody.
+                let _ = failed.send(Some((connection, trouble)));
+                connection += 1;
+            }
+            Err(trouble) => {
+                let state =
+                    if trouble.kind() == Kind::Io { State::Retrying } else { State::Stopped };
+                node.stages.fail(STAGE, state, &trouble);
+                if state == State::Stopped {
+                    return;
+                }
+                node.sleep(RETRY_PAUSE);
+            }
+        }
+    }
+}
+
+/// The archive being written, and the records in it.
+struct Keeper<'a> {
+    node: &'a Node,
+    writer: ArchiveWriter,
+    chain: Chain,
+    wal: Vec<u8>,
+}
+
+impl<'a> Keeper<'a> {
+    fn open(node: &'a Node) -> Result<Self, Trouble> {
+        let not_there = || {
+            Trouble::misuse("the archive's cluster is not known")
+                .with_hint("make the store with `walferry bootstrap --from <base backup>`")
+        };
+        let archive = node.archive().ok_or_else(not_there)?.clone();
+        let identity = node.identity().ok_or_else(not_there)?;
+        if archive.last_segment(identity.timeline)?.is_none() {
+            return Err(Trouble::misuse("the archive is empty, and the store needs its WAL")
+                .with_hint("bootstrap the store again: `walferry bootstrap` fills the archive"));
+        }
+        let mut writer = node.open_writer(&archive, Lsn::INVALID)?;
+        let chain = Chain::of_archive(&archive, &mut writer)?;
+        let durable = writer.sync()?;
+        node.positions.advance(Position::Received, durable);
+        node.positions.advance(Position::Durable, durable);
+        Ok(Self { node, writer, chain, wal: Vec::new() })
+    }
+
+    /// Writes parcels until the queue closes or something is wrong with one.
+    fn keep(
+        &mut self,
+        parcels: &mut mpsc::Receiver<Parcel>,
+        connection: &mut u64,
+    ) -> Result<(), Trouble> {
+        while let Some(parcel) = parcels.blocking_recv() {
+            let mut next = Some(parcel);
+            while let Some(parcel) = next {
+                match parcel {
+                    Parcel::Begin(answer) => {
+                        *connection += 1;
+                        let begin = Begin {
+                            connection: *connection,
+                            resume: self.chain.resume(self.writer.content_end()),
+                            positions: follower_positions(self.node),
+                        };
+                        // If nobody waits any more, nothing follows either.
+                        let _ = answer.send(begin);
+                    }
+                    // What an earlier connection had sent before it failed.
+                    Parcel::Chunk { connection: of, .. } if of != *connection => {}
+                    Parcel::Chunk { chunk, .. } => self.append(&chunk)?,
+                }
+                next = parcels.try_recv().ok();
+            }
+            let begun = Instant::now();
+            let durable = self.writer.sync()?;
+            if durable > self.node.positions.get(Position::Durable) {
+                self.node.metrics.observe_flush(begun.elapsed());
+                self.node.positions.advance(Position::Durable, durable);
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, chunk: &Chunk) -> Result<(), Trouble> {
+        self.wal.clear();
+        let received =
+            self.writer.receive(chunk.start, chunk.starts_frame, &chunk.bytes, &mut self.wal)?;
+        if received.end() != chunk.end {
+            return Err(Trouble::new(
+                Kind::Corrupt,
+                format_args!(
+                    "a chunk from {} says it ends at {}, and holds WAL up to {}",
+                    chunk.start,
+                    chunk.end,
+                    received.end()
+                ),
+            ));
+        }
+        self.chain.push(chunk.start, &self.wal).map_err(|stop| {
+            Trouble::new(Kind::Corrupt, format_args!("WAL from the peer: {stop}"))
+                .with_hint("nothing of it was written; the peer's archive should be verified")
+        })?;
+        let end = received.commit()?;
+        self.node.metrics.count_archived(self.wal.len() as u64, chunk.bytes.len() as u64);
+        self.node.positions.advance(Position::Received, end);
+        Ok(())
+    }
+}
+
+/// The records at the archive's end: what proves to a leader that its history is ours, and what
+/// the next chunk is held against.
+pub(crate) struct Chain {
+    stream: RecordStream,
+    last: Option<LastRecord>,
+    /// CRC-32C of the bytes after the last whole record.
+    tail_crc: u32,
+}
+
+#[derive(Clone, Copy)]
+struct LastRecord {
+    start: Lsn,
+    end: Lsn,
+    crc: u32,
+}
+
+impl Chain {
+    /// Reads the archive's last segment, and earlier ones if no record ends in it. What a crash
+    /// left unchecked and does not check out is cut off.
+    pub(crate) fn of_archive(
+        archive: &Archive,
+        writer: &mut ArchiveWriter,
+    ) -> Result<Self, Trouble> {
+        let size = archive.segment_size();
+        let first = archive
+            .extent(writer.timeline())?
+            .and_then(|extent| extent.first.number(size))
+            .unwrap_or_default();
+        let mut number = size.segment_before(writer.content_end()).max(first);
+        loop {
+            let begin = size.start_of(number);
+            let mut chain = Self::new(archive, begin);
+            match chain.read(archive, writer, begin) {
+                Ok(()) if chain.last.is_some() || number <= first => return Ok(chain),
+                Ok(()) => number = SegmentNumber(number.0 - 1),
+                Err(ChainError::Archive(trouble)) => return Err(trouble),
+                Err(ChainError::Record(stop)) if stop.at >= writer.recovery().unchecked_from => {
+                    tracing::warn!("after a crash: {stop}; cut off, to be received again");
+                    writer.cut_back(stop.at)?;
+                }
+                Err(ChainError::Record(stop)) => {
+                    return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))
+                        .with_hint("move the archive's last segments away and bootstrap again"));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn new(archive: &Archive, begin: Lsn) -> Self {
+        let mut stream = RecordStream::new(StreamStart {
+            lsn: begin,
+            segment_size: archive.segment_size(),
+            system_identifier: Some(archive.system_identifier()),
+        });
+        // All that comes is known to be whole: whatever does not check out is corrupt.
+        stream.set_known_end(Lsn(u64::MAX));
+        Self { stream, last: None, tail_crc: 0 }
+    }
+
+    fn read(
+        &mut self,
+        archive: &Archive,
+        writer: &ArchiveWriter,
+        begin: Lsn,
+    ) -> Result<(), ChainError> {
+        let mut reader = ArchiveReader::open(archive, writer.timeline(), begin)
+            .map_err(|error| ChainError::Archive(error.into()))?;
+        let bound = writer.content_end();
+        while let Some(chunk) =
+            reader.next(bound).map_err(|error| ChainError::Archive(error.into()))?
+        {
+            self.push(chunk.start, chunk.wal).map_err(ChainError::Record)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the records in WAL that follows what was pushed before.
+    pub(crate) fn push(&mut self, start: Lsn, wal: &[u8]) -> Result<(), Stop> {
+        let before = self.stream.record_end();
+        self.stream.push(wal);
+        loop {
+            match self.stream.poll() {
+                Step::Record(record) => {
+                    let RawRecord { start, end, header, .. } = record;
+                    self.last = Some(LastRecord { start, end, crc: header.crc });
+                }
+                Step::NeedMore => break,
+                Step::Stop(stop) => return Err(stop),
+            }
+        }
+        let end = self.stream.record_end();
+        let crc = if end > before { 0 } else { self.tail_crc };
+        let skip = end.bytes_since(start).min(wal.len() as u64) as usize;
+        self.tail_crc = crc32c::crc32c_append(crc, &wal[skip..]);
+        Ok(())
+    }
+
+    fn resume(&self, content_end: Lsn) -> Resume {
+        match self.last {
+            Some(last) => Resume::Continue {
+                record_start: last.start,
+                record_end: last.end,
+                record_crc: last.crc,
+                content_end,
+                tail_crc: self.tail_crc,
+            },
+            None => Resume::From(content_end),
+        }
+    }
+}
+
+enum ChainError {
+    Archive(Trouble),
+    Record(Stop),
+}

@@ -1,0 +1,390 @@
+//! Send: the archive's bytes to followers.
+//!
+//! Each follower has a task, which owns the connection, and a thread, which reads the archive for
+//! it; between them a short queue. Compression happens once, when the archive is written: what is
+//! sent are the bytes of its files. Only a follower that resumes in the middle of a frame gets the
+//! rest of that frame compressed anew, because the blocks it lacks lean on blocks it may have
+//! packed differently.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use walferry_archive::{Archive, ArchiveError, ArchiveReader, FrameCompressor};
+use walferry_wire::{
+    Archived, Chunk, Hello, Identity, LeaderPositions, Limits, NodeName, PlainText, RefusalCode,
+    Resume, Sender, SenderConfig, SenderEvent,
+};
+use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart, Timeline};
+
+use crate::clock;
+use crate::node::Node;
+use crate::positions::Position;
+use crate::stage::State;
+use crate::trouble::Trouble;
+
+const STAGE: &str = "send";
+const CONNECTIONS_MAX: usize = 32;
+/// Chunks between the archive's reader and the connection; the window of the protocol bounds what
+/// is under way.
+const QUEUE_CHUNKS: usize = 2;
+const READ_BYTES: usize = 64 << 10;
+/// How long a follower that is ahead of us waits for us to catch up, as after our own restart.
+const AHEAD_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the archive's reader has for the connection.
+enum Feed {
+    Accepted(Archived),
+    Refused(RefusalCode, String),
+    Chunk(Chunk),
+    Failed(String),
+}
+
+/// Takes connections until the node stops.
+pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
+    node.stages.set(STAGE, State::Streaming, "");
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    while !node.stopping() {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = node.interrupted() => continue,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let trouble = Trouble::io("accepting a connection", error);
+                node.stages.fail(STAGE, State::Retrying, &trouble);
+                node.pause(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(%address, "more than {CONNECTIONS_MAX} connections: refused");
+            continue;
+        };
+        let node = Arc::clone(&node);
+        tokio::spawn(async move {
+            serve(&node, stream, address).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve(node: &Arc<Node>, stream: TcpStream, address: SocketAddr) {
+    let mut follower = None;
+    let ended = exchange(node, stream, &mut follower).await;
+    let name = follower.as_ref().map_or("unknown", |name: &NodeName| name.as_str());
+    match ended {
+        Ok(reason) => tracing::info!(%address, follower = name, "connection ended: {reason}"),
+        Err(error) => tracing::warn!(%address, follower = name, "connection lost: {error:#}"),
+    }
+    if let Some(name) = follower {
+        node.positions.with_follower(name.as_str(), |follower| follower.connected = false);
+    }
+}
+
+/// The life of one connection: moves bytes and knows no rules. Gives the reason of a proper end.
+async fn exchange(
+    node: &Arc<Node>,
+    mut stream: TcpStream,
+    follower: &mut Option<NodeName>,
+) -> anyhow::Result<String> {
+    stream.set_nodelay(true)?;
+    let mut sender = Sender::new(
+        SenderConfig {
+            identity: identity(node),
+            positions: leader_positions(node),
+            limits: Limits::default(),
+        },
+        clock::now(),
+    );
+    let (feed, mut fed) = mpsc::channel::<Feed>(QUEUE_CHUNKS);
+    let mut feed = Some(feed);
+    let mut changes = node.positions.subscribe();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut reason = String::from("closed by the follower");
+    loop {
+        while let Some(event) = sender.poll_event() {
+            match event {
+                SenderEvent::CheckResume(hello) => {
+                    let name = hello.node.clone();
+                    node.positions.with_follower(name.as_str(), |known| known.connected = true);
+                    *follower = Some(name);
+                    if let Some(feed) = feed.take() {
+                        start_reader(node, hello, feed)?;
+                    }
+                }
+                SenderEvent::Acknowledged { positions, .. } => {
+                    if let Some(name) = follower {
+                        node.positions.with_follower(name.as_str(), |follower| {
+                            follower.received = positions.received();
+                            follower.durable = positions.durable();
+                            follower.replayed = positions.replayed();
+                        });
+                    }
+                }
+                SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
+                SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
+            }
+        }
+        while let Some(bytes) = sender.poll_transmit() {
+            stream.write_all(&bytes).await?;
+        }
+        if sender.is_closed() {
+            let _ = stream.shutdown().await;
+            return Ok(reason);
+        }
+        let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
+        tokio::select! {
+            read = stream.read(&mut buffer) => match read? {
+                0 => return Ok(reason),
+                length => sender.handle_bytes(clock::now(), &buffer[..length])?,
+            },
+            // Before the welcome the reader speaks first; afterwards the window decides.
+            next = fed.recv(), if sender.next_start().is_none() || sender.can_send() => match next {
+                Some(Feed::Accepted(archived)) => {
+                    sender.set_positions(leader_positions(node))?;
+                    sender.resume_accepted(clock::now(), archived)?;
+                }
+                Some(Feed::Refused(code, text)) => sender.refuse(code, &text)?,
+                Some(Feed::Chunk(chunk)) => {
+                    let end = chunk.end;
+                    sender.set_positions(leader_positions(node))?;
+                    sender.send_data(clock::now(), chunk)?;
+                    if let Some(name) = follower {
+                        node.positions.with_follower(name.as_str(), |known| known.shipped = end);
+                    }
+                }
+                Some(Feed::Failed(words)) => {
+                    reason.clone_from(&words);
+                    sender.goodbye(&words);
+                }
+                None if feed.is_none() => sender.goodbye("the leader's archive cannot be read"),
+                None => {}
+            },
+            _ = changes.changed() => sender.set_positions(leader_positions(node))?,
+            () = tokio::time::sleep_until(deadline.into()) => {
+                sender.set_positions(leader_positions(node))?;
+                sender.handle_timeout(clock::now())?;
+            }
+            () = node.interrupted() => {
+                if node.stopping() {
+                    reason = "this agent stops".to_owned();
+                    sender.goodbye(&reason);
+                }
+            }
+        }
+    }
+}
+
+fn identity(node: &Node) -> Identity {
+    let known = node.identity();
+    let version_num = node.server_version();
+    Identity {
+        node: node_name(node),
+        agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
+        system_identifier: known.map_or(0, |known| known.system_identifier),
+        timeline: known.map_or(Timeline(1), |known| known.timeline),
+        segment_size: known.map_or(SegmentSize::DEFAULT, |known| known.segment_size),
+        server_major: known.map_or(0, |known| known.version.major),
+        server_version_num: version_num,
+    }
+}
+
+/// The configured name, which the configuration has checked by the protocol's own rule.
+pub(crate) fn node_name(node: &Node) -> NodeName {
+    node.config.node.name.parse().expect("the configuration checks the name")
+}
+
+fn leader_positions(node: &Node) -> LeaderPositions {
+    let appended = node.positions.get(readable(node));
+    LeaderPositions {
+        source_durable: node.positions.get(Position::SourceDurable).max(appended),
+        appended,
+        server_flush: node.positions.get(Position::ServerFlush),
+    }
+}
+
+/// Up to where this node's archive may be read: on a source node what is in `pg_wal` durably, on
+/// others what their own archive holds durably.
+fn readable(node: &Node) -> Position {
+    match node.config.source.data_directory {
+        Some(_) => Position::Appended,
+        None => Position::Durable,
+    }
+}
+
+fn start_reader(node: &Arc<Node>, hello: Hello, feed: mpsc::Sender<Feed>) -> std::io::Result<()> {
+    let node = Arc::clone(node);
+    thread::Builder::new().name("send".to_owned()).spawn(move || {
+        let mut reader = match check_resume(&node, &hello) {
+            Ok((archived, reader)) => {
+                if feed.blocking_send(Feed::Accepted(archived)).is_err() {
+                    return;
+                }
+                reader
+            }
+            Err((code, text)) => {
+                // The connection may be gone already; then nobody needs to know.
+                let _ = feed.blocking_send(Feed::Refused(code, text));
+                return;
+            }
+        };
+        let failed = match read_archive(&node, &hello, &mut reader, &feed) {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        node.stages.fail(STAGE, State::Retrying, &failed);
+        let _ = feed.blocking_send(Feed::Failed(failed.to_string()));
+    })?;
+    Ok(())
+}
+
+type Refusal = (RefusalCode, String);
+
+/// Whether the follower's WAL is ours, and where to begin.
+fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader), Refusal> {
+    let failed = |error: ArchiveError| match error {
+        ArchiveError::NotArchived { .. } => (RefusalCode::NOT_ARCHIVED, error.to_string()),
+        _ => (RefusalCode::NOT_READY, error.to_string()),
+    };
+    let not_ready = || (RefusalCode::NOT_READY, "the archive is not open yet".to_owned());
+    let archive = node.archive().ok_or_else(not_ready)?;
+    let identity = node.identity().ok_or_else(not_ready)?;
+    if hello.timeline != identity.timeline {
+        let text = format!(
+            "follower is on timeline {}, this node on {}; timeline switches are not followed yet",
+            hello.timeline, identity.timeline
+        );
+        return Err((RefusalCode::WRONG_TIMELINE, text));
+    }
+    let start = hello.resume.start();
+    let appended = wait_until_readable(node, start);
+    if appended < start {
+        let text = format!("follower has WAL up to {start}, this node only up to {appended}");
+        return Err((RefusalCode::AHEAD_OF_LEADER, text));
+    }
+    let extent = archive.extent(hello.timeline).map_err(failed)?.ok_or_else(not_ready)?;
+    let size = archive.segment_size();
+    let first = extent.first.number(size).map_or(Lsn::INVALID, |number| size.start_of(number));
+    if start < first {
+        let text = format!("follower asks for WAL from {start}, the archive begins at {first}");
+        return Err((RefusalCode::NOT_ARCHIVED, text));
+    }
+    if let Resume::Continue { .. } = hello.resume
+        && !is_our_history(archive, hello).map_err(failed)?
+    {
+        let text = format!("the WAL of follower and leader before {start} is not the same");
+        return Err((RefusalCode::DIVERGED, text));
+    }
+    let reader = ArchiveReader::open(archive, hello.timeline, start).map_err(failed)?;
+    Ok((Archived { first, appended }, reader))
+}
+
+/// A follower can be ahead of us for a moment: after our restart, until the tail has gone through
+/// the last segment again.
+fn wait_until_readable(node: &Node, start: Lsn) -> Lsn {
+    let deadline = Instant::now() + AHEAD_LIMIT;
+    loop {
+        let appended = node.positions.get(readable(node));
+        let left = deadline.saturating_duration_since(Instant::now());
+        if appended >= start || left.is_zero() || node.stopping() {
+            return appended;
+        }
+        node.positions.wait_beyond(readable(node), appended, left.min(Duration::from_millis(200)));
+    }
+}
+
+/// Whether our archive has the follower's last whole record, with the same CRC and the same bytes
+/// behind it.
+fn is_our_history(archive: &Archive, hello: &Hello) -> Result<bool, ArchiveError> {
+    let Resume::Continue { record_start, record_end, record_crc, content_end, tail_crc } =
+        hello.resume
+    else {
+        return Ok(true);
+    };
+    let size = archive.segment_size();
+    let begin = size.start_of(size.segment_of(record_start));
+    let mut reader = ArchiveReader::open(archive, hello.timeline, begin)?;
+    let mut stream = RecordStream::new(StreamStart {
+        lsn: begin,
+        segment_size: size,
+        system_identifier: Some(archive.system_identifier()),
+    });
+    let mut same_record = false;
+    let mut crc = 0;
+    while let Some(chunk) = reader.next(content_end)? {
+        stream.push(chunk.wal);
+        while let Step::Record(record) = stream.poll() {
+            same_record |= record.start == record_start
+                && record.end == record_end
+                && record.header.crc == record_crc;
+        }
+        let skip = record_end.bytes_since(chunk.start).min(chunk.wal.len() as u64) as usize;
+        let upto = content_end.bytes_since(chunk.start).min(chunk.wal.len() as u64) as usize;
+        crc = crc32c::crc32c_append(crc, &chunk.wal[skip..upto]);
+        if chunk.end >= content_end {
+            break;
+        }
+    }
+    Ok(same_record && crc == tail_crc)
+}
+
+/// Reads the archive as it grows, and hands its bytes over.
+fn read_archive(
+    node: &Node,
+    hello: &Hello,
+    reader: &mut ArchiveReader,
+    feed: &mpsc::Sender<Feed>,
+) -> Result<(), Trouble> {
+    let mut again: Option<FrameCompressor> = None;
+    let mut sent = hello.resume.start();
+    while !node.stopping() && !feed.is_closed() {
+        let bound = node.positions.get(readable(node));
+        let Some(chunk) = reader.next(bound)? else {
+            node.positions.wait_beyond(readable(node), sent, Duration::from_millis(500));
+            continue;
+        };
+        sent = chunk.end;
+        let (starts_frame, bytes) = match chunk.file_bytes {
+            Some(bytes) => (chunk.begins_frame, Bytes::copy_from_slice(bytes)),
+            None => {
+                let starts_frame = again.is_none();
+                let compressor = match &mut again {
+                    Some(compressor) => compressor,
+                    None => {
+                        again.insert(FrameCompressor::new(node.config.archive.compression_level)?)
+                    }
+                };
+                let mut bytes = Vec::new();
+                compressor.compress(chunk.wal, &mut bytes)?;
+                if chunk.ends_frame {
+                    compressor.end(&mut bytes)?;
+                    again = None;
+                } else {
+                    compressor.flush(&mut bytes)?;
+                }
+                (starts_frame, Bytes::from(bytes))
+            }
+        };
+        if bytes.is_empty() {
+            continue;
+        }
+        let chunk = Chunk {
+            timeline: hello.timeline,
+            start: chunk.start,
+            end: chunk.end,
+            starts_frame,
+            bytes,
+        };
+        if feed.blocking_send(Feed::Chunk(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,496 @@
+//! Tail: from the server's `pg_wal` into the archive, as it is written.
+//!
+//! **What may be shipped.** A reader of `pg_wal` sees bytes that the server has written but not
+//! flushed. Shipped too early, a power cut leaves the follower ahead of its leader. So nothing
+//! passes [`WalTail`] unless it is part of an unbroken chain of whole, checked records, *and* our
+//! own `fdatasync` of its segments, issued after it was read, has returned. That is one bound and
+//! one code path, and it needs no word of the server's. A read-only descriptor of another user is
+//! enough for `fdatasync` to write back the file's dirty pages.
+//!
+//! **What is not there yet, and what is broken.** At the tip a record that does not check out is
+//! simply not finished. It is corrupt only if it fails again when read anew after later WAL has
+//! been seen: a flush position of the server's, or a later segment, beyond all that was read.
+//!
+//! The archive on a source node is not synced with every record: what is in it is durable in
+//! `pg_wal`, and the tail is made again after a crash. It is synced when a segment is finished.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use notify::Watcher;
+use walferry_archive::{Archive, ArchiveError, ArchiveWriter, File, FileError, Files};
+use walfmt::control::{ClusterState, ControlFile};
+use walfmt::wal_page::{LONG_HEADER_SIZE, WalPageHeader};
+use walfmt::{
+    Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind,
+};
+
+use crate::node::{Identity, Node};
+use crate::positions::Position;
+use crate::stage::State;
+use crate::trouble::{Kind, Trouble};
+
+const STAGE: &str = "tail";
+
+/// The first read beyond the bound; each further one of a round is twice as long.
+const READ_BYTES_MIN: usize = 16 << 10;
+const READ_BYTES_MAX: usize = 1 << 20;
+/// A round ends once it has this much, if it holds a whole record.
+const ROUND_BYTES_MAX: usize = 4 << 20;
+/// How often a server that is not in production is looked at again.
+const NOT_IN_PRODUCTION_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Tails until the node stops, or until something is wrong that time does not mend.
+pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
+    while !node.stopping() {
+        let Err(trouble) = follow(node, data_directory) else { continue };
+        if trouble.kind() != Kind::Io {
+            node.stages.fail(STAGE, State::Stopped, &trouble);
+            return;
+        }
+        node.stages.fail(STAGE, State::Retrying, &trouble);
+        node.sleep(RETRY_PAUSE);
+    }
+}
+
+/// Reads `pg_control`, opens the archive, finds where they meet, and follows from there.
+fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
+    node.stages.set(STAGE, State::Starting, "");
+    let Some(control) = wait_for_production(node, data_directory)? else { return Ok(()) };
+    let identity = Identity {
+        system_identifier: control.system_identifier,
+        timeline: control.check_point_copy.this_timeline,
+        segment_size: control.segment_size,
+        version: control.version,
+    };
+    let archive = node.open_archive(identity)?;
+    let size = identity.segment_size;
+    let redo_segment = size.start_of(size.segment_of(control.check_point_copy.redo));
+    let mut writer = node.open_writer(&archive, redo_segment)?;
+    let wal_directory = data_directory.join("pg_wal");
+    let mut tail =
+        WalTail::new(Arc::clone(node.files()), wal_directory.clone(), identity, redo_segment);
+    meet(&archive, &mut writer, &mut tail)?;
+    let begin = writer.content_end();
+
+    let alarm = Arc::new(Alarm::default());
+    let _watcher = watch(&wal_directory, &alarm)?;
+    node.stages.set(STAGE, State::Streaming, "");
+    while !node.stopping() {
+        if let Some(trouble) = node.shipping_forbidden() {
+            return Err(trouble);
+        }
+        let evidence = node.positions.get(Position::ServerFlush);
+        let begun = Instant::now();
+        if !tail.advance(evidence, |duration| node.metrics.observe_flush(duration))? {
+            alarm.wait(node.config.source.poll_interval);
+            continue;
+        }
+        // Right after a restart the tail goes through WAL that the archive has already.
+        let (lsn, wal) = tail.fresh(begin);
+        if !wal.is_empty() {
+            writer.append(lsn, wal)?;
+        }
+        publish(node, &mut writer, size, tail.bound())?;
+        if let Some(pause) = node.config.source.flush_interval.checked_sub(begun.elapsed()) {
+            std::thread::sleep(pause);
+        }
+    }
+    writer.sync()?;
+    Ok(())
+}
+
+/// Makes what was appended readable, and says so. The archive is synced with each segment.
+fn publish(
+    node: &Node,
+    writer: &mut ArchiveWriter,
+    size: SegmentSize,
+    bound: Lsn,
+) -> Result<(), Trouble> {
+    node.positions.advance(Position::SourceDurable, bound);
+    writer.flush()?;
+    node.positions.advance(Position::Appended, bound);
+    if size.segment_of(bound) > size.segment_of(node.positions.get(Position::Durable)) {
+        node.positions.advance(Position::Durable, writer.sync()?.min(bound));
+    }
+    Ok(())
+}
+
+/// The control file, once it says that the server is in production; nothing if the node stops.
+fn wait_for_production(
+    node: &Node,
+    data_directory: &Path,
+) -> Result<Option<ControlFile>, Trouble> {
+    while !node.stopping() {
+        let control = read_control_file(node.files().as_ref(), data_directory)?;
+        let waiting = match control.state {
+            ClusterState::IN_PRODUCTION
+            | ClusterState::SHUTDOWNED
+            | ClusterState::SHUTDOWNING
+            | ClusterState::IN_CRASH_RECOVERY => return Ok(Some(control)),
+            ClusterState::IN_ARCHIVE_RECOVERY | ClusterState::SHUTDOWNED_IN_RECOVERY => {
+                "the server is a standby; its WAL is its primary's to ship"
+            }
+            _ => "the server is starting for the first time",
+        };
+        node.stages.set(STAGE, State::Waiting, waiting);
+        node.sleep(NOT_IN_PRODUCTION_PAUSE);
+    }
+    Ok(None)
+}
+
+/// Reads `global/pg_control` of a cluster.
+pub(crate) fn read_control_file(
+    files: &dyn Files,
+    data_directory: &Path,
+) -> Result<ControlFile, Trouble> {
+    let path = data_directory.join("global/pg_control");
+    let file = files.open_read(&path).map_err(file_trouble)?;
+    let mut bytes = vec![0; walfmt::control::CONTROL_FILE_SIZE];
+    let length = file.read_at(0, &mut bytes).map_err(file_trouble)?;
+    bytes.truncate(length);
+    ControlFile::from_bytes(&bytes).map_err(|error| {
+        Trouble::new(Kind::Unsupported, format_args!("{}: {error}", path.display()))
+            .with_hint("walferry replays PostgreSQL 15 as it is built by default, with 8 kB pages")
+    })
+}
+
+/// Holds the last segment of the archive against `pg_wal`, so that an archive is never added to by
+/// another history, and lets the tail begin with that segment: its records are checked again, and
+/// the next one has a predecessor.
+fn meet(
+    archive: &Archive,
+    writer: &mut ArchiveWriter,
+    tail: &mut WalTail,
+) -> Result<(), Trouble> {
+    let identity = tail.identity;
+    let size = identity.segment_size;
+    let archive_end = writer.content_end();
+    let number = size.segment_before(archive_end);
+    let name = SegmentName::new(identity.timeline, number, size);
+    let start = size.start_of(number);
+    let ours = match archive.read_segment(name) {
+        Ok(ours) => ours,
+        Err(ArchiveError::NotArchived { .. }) => {
+            tail.seek(archive_end); // a new archive
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    tail.seek(start);
+    let mut theirs = vec![0; ours.len()];
+    let mut length = 0;
+    while length < theirs.len() {
+        match tail.read(start.advance(length as u64), &mut theirs[length..])? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    if length == 0 && size.end_of(number) == archive_end {
+        // The server has removed this segment, and the archive has all of it.
+        tail.seek(archive_end);
+        return Ok(());
+    }
+    if length == 0 {
+        return Err(TailError::Gap { segment: name }.into());
+    }
+    let Some(same) = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs) else {
+        return Ok(());
+    };
+    let differs_at = start.advance(same as u64);
+    if differs_at >= writer.recovery().unchecked_from {
+        // A crash of this machine left garbage in the archive's last, unfinished frame.
+        writer.cut_back(differs_at)?;
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Kind::Refused,
+        format_args!("segment {name} in the archive is not the one in pg_wal, from {differs_at} on"),
+    )
+    .with_hint(
+        "they are different histories; if the server was restored, move the archive directory \
+         away and start anew",
+    ))
+}
+
+/// Follows the segments of one timeline in a directory; see the module's documentation.
+///
+/// Invariant: `bound` is a record's end (or where the tail began), and every byte before it was
+/// covered by a completed `fdatasync` that was issued after the byte had been read.
+pub(crate) struct WalTail {
+    files: Arc<dyn Files>,
+    directory: PathBuf,
+    identity: Identity,
+    stream: RecordStream,
+    bound: Lsn,
+    /// What the last round read: first the bytes between `fresh_start` and `bound`.
+    wal: Vec<u8>,
+    fresh_start: Lsn,
+    /// The segments of this round, still open from reading.
+    open: Vec<(SegmentNumber, Box<dyn File>)>,
+    /// A record that did not check out although later WAL was there; read once more before it
+    /// counts as corrupt.
+    suspect: Option<Lsn>,
+}
+
+/// Why a tail cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TailError {
+    #[error(transparent)]
+    File(FileError),
+    #[error("{0}, and later WAL is there")]
+    Corrupt(Stop),
+    #[error("segment {segment} is gone from pg_wal, and later ones are there")]
+    Gap { segment: SegmentName },
+}
+
+impl WalTail {
+    /// A tail that begins at `start`, a segment's first byte.
+    pub(crate) fn new(
+        files: Arc<dyn Files>,
+        directory: PathBuf,
+        identity: Identity,
+        start: Lsn,
+    ) -> Self {
+        let size = identity.segment_size;
+        let start = size.start_of(size.segment_of(start));
+        Self {
+            files,
+            directory,
+            identity,
+            stream: new_stream(identity, start),
+            bound: start,
+            wal: Vec::new(),
+            fresh_start: start,
+            open: Vec::new(),
+            suspect: None,
+        }
+    }
+
+    /// Begins anew at `start`, a segment's first byte.
+    fn seek(&mut self, start: Lsn) {
+        self.stream = new_stream(self.identity, start);
+        self.bound = start;
+        self.fresh_start = start;
+        self.wal.clear();
+    }
+
+    /// The end of what may be shipped.
+    pub(crate) fn bound(&self) -> Lsn {
+        self.bound
+    }
+
+    /// What the last round added, less what lies before `begin`: WAL that may be shipped.
+    pub(crate) fn fresh(&self, begin: Lsn) -> (Lsn, &[u8]) {
+        let from = self.fresh_start.max(begin);
+        let skip = from.bytes_since(self.fresh_start) as usize;
+        (from, self.wal.get(skip..).unwrap_or_default())
+    }
+
+    /// Reads what is new, and raises the bound if there are whole records and they are durable;
+    /// says whether it did. `evidence` is a position up to which WAL is known to exist (or 0).
+    pub(crate) fn advance(
+        &mut self,
+        evidence: Lsn,
+        mut observe_flush: impl FnMut(Duration),
+    ) -> Result<bool, TailError> {
+        self.open.clear();
+        self.wal.clear();
+        self.fresh_start = self.bound;
+        self.stream.rewind();
+        let stop = self.read_records()?;
+        let end = self.stream.record_end();
+        if end == self.bound {
+            if let Some(stop) = stop {
+                self.judge(stop, evidence)?;
+            }
+            return Ok(false);
+        }
+        self.suspect = None;
+        self.wal.truncate(end.bytes_since(self.fresh_start) as usize);
+        let last = self.identity.segment_size.segment_before(end);
+        for (_, file) in self.open.iter().filter(|(number, _)| *number <= last) {
+            let begun = Instant::now();
+            file.fdatasync().map_err(TailError::File)?;
+            observe_flush(begun.elapsed());
+        }
+        self.bound = end;
+        Ok(true)
+    }
+
+    /// Reads and checks records until they end, or the round is long enough.
+    fn read_records(&mut self) -> Result<Option<Stop>, TailError> {
+        let mut length = READ_BYTES_MIN;
+        loop {
+            let at = self.stream.pushed_end();
+            let filled = self.wal.len();
+            self.wal.resize(filled + length, 0);
+            let mut chunk = std::mem::take(&mut self.wal);
+            let read = self.read(at, &mut chunk[filled..]);
+            self.wal = chunk;
+            let read = read?;
+            self.wal.truncate(filled + read);
+            self.stream.push(&self.wal[filled..]);
+            loop {
+                match self.stream.poll() {
+                    Step::Record(_) => {}
+                    Step::NeedMore => break,
+                    Step::Stop(stop) => return Ok(Some(stop)),
+                }
+            }
+            let has_record = self.stream.record_end() > self.bound;
+            if read == 0 || (has_record && self.wal.len() >= ROUND_BYTES_MAX) {
+                return Ok(None);
+            }
+            length = (length * 2).min(READ_BYTES_MAX);
+        }
+    }
+
+    /// Reads from the segment that `at` lies in, not beyond it; 0 if it is not there.
+    fn read(&mut self, at: Lsn, buffer: &mut [u8]) -> Result<usize, TailError> {
+        let size = self.identity.segment_size;
+        let number = size.segment_of(at);
+        let file = match self.open.iter().position(|(open, _)| *open == number) {
+            Some(index) => &self.open[index].1,
+            None => {
+                let name = SegmentName::new(self.identity.timeline, number, size);
+                match self.files.open_read(&self.directory.join(name.to_string())) {
+                    Ok(file) => {
+                        self.open.push((number, file));
+                        &self.open[self.open.len() - 1].1
+                    }
+                    Err(error) if error.is_not_found() => {
+                        self.check_gap(number, name)?;
+                        return Ok(0);
+                    }
+                    Err(error) => return Err(TailError::File(error)),
+                }
+            }
+        };
+        let offset = size.offset_of(at);
+        let room = usize::try_from(size.bytes() - offset).unwrap_or(usize::MAX);
+        let length = buffer.len().min(room);
+        file.read_at(offset, &mut buffer[..length]).map_err(TailError::File)
+    }
+
+    /// A segment that is not there was removed too early if a later one has been written.
+    fn check_gap(&self, missing: SegmentNumber, segment: SegmentName) -> Result<(), TailError> {
+        let size = self.identity.segment_size;
+        for name in self.files.list(&self.directory).map_err(TailError::File)? {
+            let later = name
+                .parse::<SegmentName>()
+                .ok()
+                .filter(|name| name.timeline == self.identity.timeline)
+                .and_then(|name| name.number(size))
+                .filter(|number| *number > missing);
+            if let Some(later) = later
+                && self.is_written(later)?
+            {
+                return Err(TailError::Gap { segment });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a segment holds WAL of its own; a recycled file's old contents have another address.
+    fn is_written(&self, number: SegmentNumber) -> Result<bool, TailError> {
+        let size = self.identity.segment_size;
+        let name = SegmentName::new(self.identity.timeline, number, size);
+        let path = self.directory.join(name.to_string());
+        let mut header = [0; LONG_HEADER_SIZE];
+        match self.files.open_read(&path).and_then(|file| file.read_at(0, &mut header)) {
+            Ok(_) => Ok(WalPageHeader::from_bytes(&header)
+                .is_some_and(|header| header.address == size.start_of(number))),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(TailError::File(error)),
+        }
+    }
+
+    /// Whether a record that does not check out is unfinished, or corrupt.
+    fn judge(&mut self, stop: Stop, evidence: Lsn) -> Result<(), TailError> {
+        if self.suspect == Some(stop.at) {
+            return Err(TailError::Corrupt(stop));
+        }
+        let read_to = self.stream.pushed_end();
+        let next = self.identity.segment_size.segment_before(read_to).next();
+        let later = stop.kind == StopKind::Corrupt || evidence > read_to || self.is_written(next)?;
+        self.suspect = later.then_some(stop.at);
+        Ok(())
+    }
+}
+
+fn new_stream(identity: Identity, start: Lsn) -> RecordStream {
+    RecordStream::new(walfmt::StreamStart {
+        lsn: start,
+        segment_size: identity.segment_size,
+        system_identifier: Some(identity.system_identifier),
+    })
+}
+
+impl From<TailError> for Trouble {
+    fn from(error: TailError) -> Self {
+        match error {
+            // After a failed fdatasync the kernel may have dropped the bytes: nothing later can
+            // be trusted to be durable.
+            TailError::File(error) if error.operation == "fdatasync" => {
+                Self::new(Kind::Corrupt, format_args!("{error}; shipping has stopped"))
+                    .with_hint("check the leader's disk, then restart the server and the agent")
+            }
+            TailError::File(error) => file_trouble(error),
+            TailError::Corrupt(_) => Self::new(Kind::Corrupt, error)
+                .with_hint("pg_waldump the segment; the server itself could not recover from it"),
+            TailError::Gap { .. } => Self::new(Kind::Corrupt, error).with_hint(
+                "the agent was down for longer than the server kept WAL; raise wal_keep_size, \
+                 then bootstrap the followers again with a new archive",
+            ),
+        }
+    }
+}
+
+pub(crate) fn file_trouble(error: FileError) -> Trouble {
+    ArchiveError::from(error).into()
+}
+
+/// "Something happened in `pg_wal`", from the notification thread to the tail's.
+#[derive(Default)]
+struct Alarm {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Alarm {
+    fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_one();
+    }
+
+    /// Returns when it has been rung since the last wait, or when `limit` has passed:
+    /// notifications can be lost.
+    fn wait(&self, limit: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self
+            .changed
+            .wait_timeout_while(rung, limit, |rung| !*rung)
+            .unwrap_or_else(PoisonError::into_inner);
+        *rung = false;
+    }
+}
+
+fn watch(directory: &Path, alarm: &Arc<Alarm>) -> Result<notify::RecommendedWatcher, Trouble> {
+    let alarm = Arc::clone(alarm);
+    let what = format!("watching {}", directory.display());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Opening and closing, our own included, say nothing.
+        let silent = event.as_ref().is_ok_and(|event| event.kind.is_access());
+        if !silent {
+            alarm.ring();
+        }
+    })
+    .map_err(|error| Trouble::io(&what, error))?;
+    watcher
+        .watch(directory, notify::RecursiveMode::NonRecursive)
+        .map_err(|error| Trouble::io(&what, error))?;
+    Ok(watcher)
+}

@@ -1,0 +1,390 @@
+//! `walferry bootstrap`: from a base backup to a store that the agent can replay into.
+//!
+//! ```text
+//! backup/            ──copy──►  <store>.part ──────────────rename──► <store>
+//! backup/pg_wal      ──check, compress──►  archive  ◄── the rest, from a peer
+//!                                             │
+//!                               checkpoint and end of backup are there: pg_control may say
+//!                               from where to replay
+//! ```
+//!
+//! Nothing is there under the store's name before all of it is: an interrupted bootstrap is simply
+//! run again. The backup is only read.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use walferry_archive::{Archive, ArchiveReader, OsFiles};
+use walferry_store::Store;
+use walfmt::backup_label::BackupLabel;
+use walfmt::control::ControlFile;
+use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::xlog::{Change, CheckPoint};
+use walfmt::{Lsn, Record, RecordStream, Step, StreamStart};
+
+use crate::config::{Config, Source};
+use crate::node::{Identity, Node};
+use crate::positions::Position;
+use crate::stage::tail::{WalTail, read_control_file};
+use crate::stage::{State, receive};
+use crate::trouble::{Kind, Trouble};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// A plain base backup, as `pg_basebackup -Fp` makes it. It is only read.
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+}
+
+/// What a copy leaves out: a server's own leavings, and what recovery removes anyway. WAL goes
+/// into the archive. (`excludeDirContents` and `excludeFiles`,
+/// `src/backend/backup/basebackup.c`.)
+const EMPTIED_DIRECTORIES: [&str; 8] = [
+    "pg_wal",
+    "pg_stat_tmp",
+    "pg_replslot",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_subtrans",
+];
+const LEFT_OUT_FILES: [&str; 6] = [
+    "postmaster.pid",
+    "postmaster.opts",
+    "backup_manifest",
+    "standby.signal",
+    "recovery.signal",
+    "pg_internal.init",
+];
+
+pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
+    let config = Config::load(config)?;
+    let backup = arguments.from;
+    let target = config.store()?.data_directory.clone();
+    check_target(&target)?;
+    if control_answers(&config) {
+        return Err(Trouble::misuse("the agent of this node is running")
+            .with_hint("stop it, bootstrap, start it again"));
+    }
+    let (control, label) = read_backup(&backup)?;
+
+    let node = Arc::new(Node::new(config)?);
+    let identity = Identity {
+        system_identifier: control.system_identifier,
+        timeline: label.timeline,
+        segment_size: control.segment_size,
+        version: control.version,
+    };
+    let archive = node.open_archive(identity)?;
+    let part = copy(&backup, &target)?;
+    import_wal(&node, &archive, identity, &backup, &label)?;
+    let facts = collect(&node, &archive, identity, &label)?;
+    let prepared = Store::prepare(&part, &facts.check_point, label.check_point, &label);
+    prepared.map_err(|error| Trouble::new(Kind::Unsupported, error))?;
+    let renamed = fs::rename(&part, &target).and_then(|()| sync_directory(parent(&target)));
+    renamed.map_err(|error| Trouble::io(target.display(), error))?;
+    println!(
+        "{} is ready: replay begins at {}, the backup ended at {}, the archive holds WAL up to {}",
+        target.display(),
+        label.redo,
+        facts.backup_end,
+        facts.archive_end
+    );
+    Ok(())
+}
+
+fn control_answers(config: &Config) -> bool {
+    std::os::unix::net::UnixStream::connect(config.control_socket()).is_ok()
+}
+
+/// The store's place must be free, so that nothing is ever overwritten.
+fn check_target(target: &Path) -> Result<(), Trouble> {
+    let mut entries = match fs::read_dir(target) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Trouble::io(target.display(), error)),
+    };
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    Err(Trouble::misuse(format_args!("{} is not empty", target.display()))
+        .with_hint("name another [store] data_directory, or remove the old store"))
+}
+
+fn read_backup(backup: &Path) -> Result<(ControlFile, BackupLabel), Trouble> {
+    let label_path = backup.join("backup_label");
+    let no_backup = |error: &dyn std::fmt::Display| {
+        Trouble::misuse(format_args!("{}: {error}", label_path.display())).with_hint(
+            "--from wants a base backup: pg_basebackup -D DIR (plain format). A copy of a data \
+             directory without backup_label would be corrupt",
+        )
+    };
+    let text = fs::read_to_string(&label_path).map_err(|error| no_backup(&error))?;
+    let label = BackupLabel::parse(&text).map_err(|error| no_backup(&error))?;
+    let control = read_control_file(&OsFiles, backup)?;
+    let tablespaces = fs::read_dir(backup.join("pg_tblspc"));
+    let has_tablespaces = tablespaces.is_ok_and(|mut entries| entries.next().is_some());
+    if has_tablespaces || backup.join("tablespace_map").exists() {
+        return Err(Trouble::new(Kind::Unsupported, "the backup has tablespaces")
+            .with_hint("clusters with tablespaces cannot be followed yet"));
+    }
+    Ok((control, label))
+}
+
+/// Copies the backup beside the store's place; gives where.
+fn copy(backup: &Path, target: &Path) -> Result<PathBuf, Trouble> {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = target.with_file_name(name);
+    let failed = |path: &Path| {
+        let what = path.display().to_string();
+        move |error: std::io::Error| Trouble::io(what, error)
+    };
+    if part.exists() {
+        fs::remove_dir_all(&part).map_err(failed(&part))?; // an interrupted one
+    }
+    let mut files = Vec::new();
+    let mut directories = vec![PathBuf::new()];
+    let mut index = 0;
+    while index < directories.len() {
+        let directory = directories[index].clone();
+        index += 1;
+        let emptied = EMPTIED_DIRECTORIES.iter().any(|name| directory == Path::new(name));
+        if emptied {
+            continue;
+        }
+        let path = backup.join(&directory);
+        for entry in fs::read_dir(&path).map_err(failed(&path))? {
+            let entry = entry.map_err(failed(&path))?;
+            let relative = directory.join(entry.file_name());
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            // Followed, so that a linked pg_wal counts as the directory it is.
+            let metadata = fs::metadata(entry.path()).map_err(failed(&entry.path()))?;
+            if metadata.is_dir() {
+                if !name.starts_with("pgsql_tmp") {
+                    directories.push(relative);
+                }
+            } else if !LEFT_OUT_FILES.contains(&&*name) && !name.starts_with("pgsql_tmp") {
+                files.push((relative, metadata.len()));
+            }
+        }
+    }
+    let progress = ProgressBar::new(files.iter().map(|(_, length)| length).sum());
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left")
+    {
+        progress.set_style(style);
+    }
+    fs::create_dir_all(parent(target)).map_err(failed(parent(target)))?;
+    for directory in &directories {
+        let path = part.join(directory);
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path))?;
+    }
+    let status = part.join("pg_wal/archive_status");
+    fs::DirBuilder::new().mode(0o700).create(&status).map_err(failed(&status))?;
+    for (file, length) in &files {
+        let (from, to) = (backup.join(file), part.join(file));
+        fs::copy(&from, &to).map_err(failed(&from))?;
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).map_err(failed(&to))?;
+        progress.inc(*length);
+    }
+    // One call for all files; what was copied is nothing before it is renamed.
+    let synced = fs::File::open(&part)
+        .and_then(|directory| rustix::fs::syncfs(directory).map_err(std::io::Error::from));
+    synced.map_err(failed(&part))?;
+    progress.finish();
+    Ok(part)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Puts the backup's own WAL into the archive. An archive that has WAL already must hold the
+/// backup's start, and is left as it is.
+fn import_wal(
+    node: &Node,
+    archive: &Archive,
+    identity: Identity,
+    backup: &Path,
+    label: &BackupLabel,
+) -> Result<(), Trouble> {
+    let size = identity.segment_size;
+    let begin = size.start_of(size.segment_of(label.redo));
+    if let Some(extent) = archive.extent(identity.timeline)? {
+        let reaches = |name: walfmt::SegmentName| name.number(size).map(|n| size.start_of(n));
+        let first = reaches(extent.first).unwrap_or(Lsn(u64::MAX));
+        let last = reaches(extent.last).unwrap_or_default();
+        if (first..=last).contains(&begin) {
+            return Ok(());
+        }
+        return Err(Trouble::misuse(format_args!(
+            "the archive in {} holds {} to {}, the backup begins at {}",
+            archive.dir().display(),
+            extent.first,
+            extent.last,
+            label.redo
+        ))
+        .with_hint("move that directory away: it does not connect to this backup"));
+    }
+    let mut writer = node.open_writer(archive, begin)?;
+    let files = Arc::clone(node.files());
+    let mut tail = WalTail::new(files, backup.join("pg_wal"), identity, begin);
+    while tail.advance(Lsn::INVALID, |_| {})? {
+        let (lsn, wal) = tail.fresh(begin);
+        writer.append(lsn, wal)?;
+        writer.flush()?;
+    }
+    writer.sync()?;
+    Ok(())
+}
+
+/// What the archive must say before the store may be used.
+struct Facts {
+    check_point: CheckPoint,
+    backup_end: Lsn,
+    archive_end: Lsn,
+}
+
+/// Finds the backup's checkpoint and its end in the archive; what is missing is received from a
+/// peer first.
+fn collect(
+    node: &Arc<Node>,
+    archive: &Archive,
+    identity: Identity,
+    label: &BackupLabel,
+) -> Result<Facts, Trouble> {
+    let mut search = Search::new(archive, identity, label)?;
+    if let Some(facts) = search.search(Lsn(u64::MAX))? {
+        return Ok(facts);
+    }
+    let Source::Receive(peers) = node.config.source()? else {
+        return Err(Trouble::new(
+            Kind::NotThere,
+            "the backup's own WAL does not reach its end, and [source] names no peers to ask",
+        )
+        .with_hint("take the backup with pg_basebackup -X stream"));
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Trouble::io("starting the runtime", error))?;
+    let inbox = receive::Inbox::new();
+    runtime.spawn(receive::run(Arc::clone(node), peers, inbox.outlet()));
+    let spinner = ProgressBar::new_spinner();
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    let found = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| receive::write(node, inbox));
+        let found = wait_for_facts(node, &mut search, &spinner);
+        node.begin_stop();
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        let _ = writer.join();
+        found
+    });
+    spinner.finish_and_clear();
+    found
+}
+
+fn wait_for_facts(
+    node: &Node,
+    search: &mut Search<'_>,
+    spinner: &ProgressBar,
+) -> Result<Facts, Trouble> {
+    loop {
+        let durable = node.positions.get(Position::Durable);
+        if let Some(facts) = search.search(durable)? {
+            return Ok(facts);
+        }
+        let stages = node.stages.all();
+        if let Some(report) = stages.get("receive") {
+            if matches!(report.state, State::NeedsBootstrap | State::Diverged | State::Stopped) {
+                let trouble = Trouble::new(Kind::NotThere, &report.detail).with_hint(
+                    "no peer has all the WAL that this backup needs: take a new one while the \
+                     leader's agent runs",
+                );
+                return Err(trouble);
+            }
+            spinner.set_message(format!("WAL up to {durable}: {}", report.detail));
+        }
+        node.positions.wait_beyond(Position::Durable, durable, Duration::from_millis(500));
+    }
+}
+
+/// Goes through the archive's records as they come.
+struct Search<'a> {
+    label: &'a BackupLabel,
+    reader: ArchiveReader,
+    stream: RecordStream,
+    identity: Identity,
+    check_point: Option<CheckPoint>,
+    backup_end: Option<Lsn>,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        archive: &Archive,
+        identity: Identity,
+        label: &'a BackupLabel,
+    ) -> Result<Self, Trouble> {
+        let size = identity.segment_size;
+        let begin = size.start_of(size.segment_of(label.redo));
+        Ok(Self {
+            label,
+            reader: ArchiveReader::open(archive, identity.timeline, begin)?,
+            stream: RecordStream::new(StreamStart {
+                lsn: begin,
+                segment_size: size,
+                system_identifier: Some(identity.system_identifier),
+            }),
+            identity,
+            check_point: None,
+            // A backup of a standby, or one made by other means, has no end record of its own.
+            backup_end: (!label.streamed || label.from_standby).then_some(label.redo),
+        })
+    }
+
+    fn search(&mut self, bound: Lsn) -> Result<Option<Facts>, Trouble> {
+        while let Some(chunk) = self.reader.next(bound)? {
+            self.stream.push(chunk.wal);
+            while let Step::Record(raw) = self.stream.poll() {
+                if raw.header.rmgr != RmgrId::XLOG {
+                    continue;
+                }
+                let change = Record::decode(&raw, self.identity.version)
+                    .ok()
+                    .and_then(|record| Change::read(&record).ok());
+                match change {
+                    Some(Change::CheckpointOnline(found) | Change::CheckpointShutdown(found))
+                        if raw.start == self.label.check_point =>
+                    {
+                        self.check_point = Some(found);
+                    }
+                    Some(Change::BackupEnd { start_point }) if start_point == self.label.redo => {
+                        self.backup_end = Some(raw.end);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let facts = self.check_point.zip(self.backup_end);
+        Ok(facts.map(|(check_point, backup_end)| Facts {
+            check_point,
+            backup_end,
+            archive_end: self.stream.record_end(),
+        }))
+    }
+}

@@ -1,0 +1,90 @@
+//! `walferry fetch`: a WAL file out of the archive, as a server's `restore_command` wants it.
+//!
+//! Exit status 0: the file is there, whole. 3: the archive does not have it. 126: that could not be
+//! told, so a recovery must stop rather than take silence for the end of WAL; PostgreSQL gives up
+//! on any status above 125 (`RestoreArchivedFile`, `src/backend/access/transam/xlogarchive.c`).
+//!
+//! The last segment may be unfinished. It is filled up with zeros, which is how WAL ends: a server
+//! takes a restored segment only at its full size.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use walferry_archive::{Archive, ArchiveError, OsFiles};
+use walfmt::WalFileName;
+
+use crate::config::Config;
+use crate::stage::tail::read_control_file;
+use crate::trouble::{Kind, Trouble};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The file's name (`%f`).
+    name: String,
+    /// Where to put it (`%p`).
+    destination: PathBuf,
+}
+
+const CANNOT_TELL: u8 = 126;
+
+pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
+    fetch(config, &arguments).map_err(|trouble| match trouble.kind() {
+        Kind::NotThere => trouble,
+        _ => trouble.with_exit_status(CANNOT_TELL),
+    })
+}
+
+fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
+    let config = Config::load(config)?;
+    let name: WalFileName = arguments.name.parse().map_err(Trouble::misuse)?;
+    let data_directory = match (&config.store, &config.source.data_directory) {
+        (Some(store), _) => &store.data_directory,
+        (None, Some(directory)) => directory,
+        (None, None) => return Err(Trouble::misuse("neither [store] nor [source] names a cluster")),
+    };
+    let control = read_control_file(&OsFiles, data_directory)?;
+    let archive = Archive::open(
+        Arc::new(OsFiles),
+        &config.archive.directory,
+        control.system_identifier,
+        control.segment_size,
+    )?;
+    let not_there =
+        || Trouble::new(Kind::NotThere, format_args!("{name} is not in the archive"));
+    let bytes = match name {
+        WalFileName::Segment(segment) => match archive.read_segment(segment) {
+            Ok(mut wal) => {
+                if wal.is_empty() {
+                    return Err(not_there());
+                }
+                let size = usize::try_from(control.segment_size.bytes()).unwrap_or(usize::MAX);
+                wal.resize(size, 0);
+                wal
+            }
+            Err(ArchiveError::NotArchived { .. }) => return Err(not_there()),
+            Err(error) => return Err(error.into()),
+        },
+        WalFileName::History(timeline) => archive.history(timeline)?.ok_or_else(not_there)?,
+        WalFileName::Partial(_) | WalFileName::Backup(..) => return Err(not_there()),
+    };
+    write(&arguments.destination, &bytes)
+        .map_err(|error| Trouble::io(arguments.destination.display(), error))
+}
+
+/// Writes the whole file or none: under another name first, so that an interrupted copy is never
+/// taken for a segment.
+fn write(destination: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut temporary = destination.as_os_str().to_owned();
+    temporary.push(".walferry");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_data()?;
+    std::fs::rename(&temporary, destination)
+}

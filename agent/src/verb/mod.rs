@@ -1,0 +1,8 @@
+//! The verbs of the command line, one file each.
+
+pub(crate) mod bootstrap;
+pub(crate) mod fetch;
+pub(crate) mod promote;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod wait;

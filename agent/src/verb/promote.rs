@@ -1,0 +1,159 @@
+//! `walferry promote`: the store becomes a primary.
+//!
+//! The agent replays what it has and lets go of the store; then a stock server opens it in archive
+//! recovery, reads the WAL since the last restart point again with `walferry fetch`, chooses a new
+//! timeline and opens for writing. The server is started from here, not by the agent, so that it
+//! does not end with the agent's service.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use walferry_archive::OsFiles;
+use walfmt::control::ClusterState;
+
+use crate::config::{Config, StoreSection};
+use crate::control::{self, PromoteRequest, Promotion};
+use crate::stage::tail::read_control_file;
+use crate::trouble::{Kind, Trouble};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Do not ask whether the leader still answers: it is known to be dead for good.
+    #[arg(long)]
+    leader_is_dead: bool,
+    /// The port of the promoted server, if not the one in its postgresql.conf.
+    #[arg(long)]
+    port: Option<u16>,
+    /// More options for the server, as for `pg_ctl -o`.
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    options: Option<String>,
+    /// How long the server may take to come out of recovery.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
+    let config = Config::load(config)?;
+    let store = config.store()?;
+    check_server(store)?;
+    let request = PromoteRequest { leader_is_dead: arguments.leader_is_dead };
+    let body = serde_json::to_string(&request)
+        .map_err(|error| Trouble::io("writing the request", error))?;
+    let promotion: Promotion = control::ask(&config, "POST", "/promote", Some(body))?;
+    if !arguments.json {
+        println!(
+            "replayed up to {}; the server reads {} MB of WAL again, from {}",
+            promotion.replayed,
+            promotion.reread_bytes >> 20,
+            promotion.redo
+        );
+    }
+    let begun = Instant::now();
+    start_server(&config, store, &arguments)?;
+    let control = read_control_file(&OsFiles, &store.data_directory)?;
+    let timeline = control.check_point_copy.this_timeline;
+    if control.state != ClusterState::IN_PRODUCTION || timeline.0 <= promotion.timeline {
+        return Err(Trouble::new(
+            Kind::Io,
+            format_args!(
+                "the server runs, but pg_control is in state {} on timeline {timeline}",
+                control.state.0
+            ),
+        )
+        .with_hint("read the server's log in the store's data directory"));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    if arguments.json {
+        let report = serde_json::json!({ "promotion": promotion, "timeline": timeline.0 });
+        println!("{report}");
+    } else {
+        println!("the server is a primary on timeline {timeline}, after {seconds:.1} s");
+    }
+    Ok(())
+}
+
+/// Everything that starting the server will need, before the store is let go of.
+fn check_server(store: &StoreSection) -> Result<(), Trouble> {
+    for (directory, name) in
+        [(&store.bin_directory, "pg_ctl"), (&store.data_directory, "postgresql.conf")]
+    {
+        let path = directory.join(name);
+        if !path.exists() {
+            return Err(Trouble::misuse(format_args!("{} is not there", path.display()))
+                .with_hint(
+                    "[store] bin_directory must hold the server's programs; a cluster whose \
+                     configuration lies elsewhere (as Debian's) needs a postgresql.conf and \
+                     pg_hba.conf in the store before it can be promoted",
+                ));
+        }
+    }
+    Ok(())
+}
+
+fn start_server(
+    config: &Config,
+    store: &StoreSection,
+    arguments: &Arguments,
+) -> Result<(), Trouble> {
+    let program =
+        std::env::current_exe().map_err(|error| Trouble::io("finding this program", error))?;
+    // Only for this start, on the command line: nothing is left behind in the configuration.
+    // Without hot standby pg_ctl waits for the end of recovery, not for the first read.
+    let restore = format!(
+        "\"{}\" fetch --config \"{}\" %f \"%p\"",
+        program.display(),
+        config.path.display()
+    );
+    let mut options = format!("-c hot_standby=off -c restore_command={}", shell_quoted(&restore));
+    if let Some(port) = arguments.port {
+        options.push_str(&format!(" -p {port}"));
+    }
+    if let Some(more) = &arguments.options {
+        options.push(' ');
+        options.push_str(more);
+    }
+    let log = store.data_directory.join("walferry-promote.log");
+    let status = Command::new(store.bin_directory.join("pg_ctl"))
+        .arg("-D")
+        .arg(&store.data_directory)
+        .arg("-l")
+        .arg(&log)
+        .args(["-w", "-s", "-t", &arguments.timeout.as_secs().to_string(), "-o", &options, "start"])
+        .status()
+        .map_err(|error| Trouble::io("starting pg_ctl", error))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Trouble::io("pg_ctl start", status).with_hint(format!(
+        "read {}; the store is unharmed: once the cause is mended, start the server by hand with \
+         the same options:  pg_ctl -D {} -o {} start",
+        log.display(),
+        store.data_directory.display(),
+        shell_quoted(&options)
+    )))
+}
+
+/// In single quotes, as `sh` reads them: `pg_ctl` hands its options to a shell.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_quoted;
+
+    #[test]
+    fn a_shell_reads_back_what_was_quoted() {
+        for text in ["plain", "it's", "a \"b\" $c `d` \\", "'"] {
+            let output = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {}", shell_quoted(text))])
+                .output()
+                .expect("sh runs");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), text);
+        }
+    }
+}

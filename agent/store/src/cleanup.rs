@@ -1,0 +1,127 @@
+//! What a server removes before it begins recovery, and so do we.
+//!
+//! Rules: `RelationCacheInitFileRemove` in `src/backend/utils/cache/relcache.c`,
+//! `ResetUnloggedRelations` in `src/backend/storage/file/reinit.c`.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::error::FileError;
+use crate::layout::{Layout, remove_file};
+
+const INIT_FILE: &str = "pg_internal.init";
+
+/// Removes relation cache init files (they would hide catalog changes that replay makes) and the
+/// contents of unlogged relations (nothing in the WAL keeps them up to date; a server that takes
+/// over makes them anew from their init forks).
+pub(crate) fn remove_stale_files(layout: &Layout) -> Result<(), FileError> {
+    remove_init_files(&layout.at("global"))?;
+    let base = layout.at("base");
+    for (name, path) in list(&base)? {
+        if is_number(&name) {
+            remove_init_files(&path)?;
+            remove_unlogged(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_init_files(directory: &Path) -> Result<(), FileError> {
+    for (name, path) in list(directory)? {
+        if name.starts_with(INIT_FILE) {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_unlogged(directory: &Path) -> Result<(), FileError> {
+    let files = list(directory)?;
+    let parsed =
+        || files.iter().filter_map(|(name, path)| Some((RelationFile::parse(name)?, path)));
+    let unlogged: HashSet<&str> =
+        parsed().filter(|(file, _)| file.fork == "init").map(|(file, _)| file.relation).collect();
+    for (file, path) in parsed() {
+        if file.fork != "init" && unlogged.contains(file.relation) {
+            remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+struct RelationFile<'a> {
+    relation: &'a str,
+    /// Empty for the main fork.
+    fork: &'a str,
+}
+
+impl<'a> RelationFile<'a> {
+    /// `<relation>[_<fork>][.<number>]` (`parse_filename_for_nontemp_relation`).
+    fn parse(name: &'a str) -> Option<Self> {
+        let (stem, number) = name.split_once('.').unwrap_or((name, "0"));
+        let (relation, fork) = match stem.split_once('_') {
+            Some((relation, fork)) => (relation, Some(fork)),
+            None => (stem, None),
+        };
+        let known = matches!(fork, None | Some("fsm" | "vm" | "init"));
+        (known && is_number(relation) && is_number(number))
+            .then_some(Self { relation, fork: fork.unwrap_or_default() })
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, FileError> {
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(FileError::of("list", directory))? {
+        let entry = entry.map_err(FileError::of("list", directory))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            entries.push((name, entry.path()));
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removes_what_a_server_removes_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let keep = [
+            "base/5/16384",
+            "base/5/16384.1",
+            "base/5/16384_fsm",
+            "base/5/16390_init",
+            "base/5/PG_VERSION",
+            "base/5/pg_filenode.map",
+            "base/5/t3_16390",
+            "global/1262",
+            "base/pgsql_tmp/16390",
+        ];
+        let gone = [
+            "base/5/16390",
+            "base/5/16390.1",
+            "base/5/16390_fsm",
+            "base/5/16390_vm",
+            "base/5/pg_internal.init",
+            "base/5/pg_internal.init.123",
+            "global/pg_internal.init",
+        ];
+        for name in keep.iter().chain(&gone) {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        remove_stale_files(&Layout::new(directory.path()).unwrap()).unwrap();
+        for name in keep {
+            assert!(directory.path().join(name).exists(), "{name}");
+        }
+        for name in gone {
+            assert!(!directory.path().join(name).exists(), "{name}");
+        }
+    }
+}

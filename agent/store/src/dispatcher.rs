@@ -1,0 +1,670 @@
+//! The dispatcher: records in, tasks for the workers out, and everything that is not a page.
+//!
+//! What a record does is collected first and handed over when all of it was accepted: a record that
+//! is refused leaves no trace. In the steady state a record costs no allocation, no lock and no
+//! system call; those come once per batch.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use walfmt::control::ControlFile;
+use walfmt::relation::{BlockNumber, PageId, RelFork};
+use walfmt::rmgr::xlog::{Change, CheckPoint, ParameterChange, WalLevel};
+use walfmt::{ForkNumber, Lsn, RawRecord, Record, RelFileLocator, Timeline, TransactionId};
+use walfmt_physical::{
+    PageAccess, PageChange, PageNeed, RedoContext, RouteError, TransactionStatus, page_need, route,
+};
+
+use crate::batch::{Batch, RecordBuffer, Task};
+use crate::counters::Counters;
+use crate::error::{FileError, Refusal, ReplayError};
+use crate::files::owner_of;
+use crate::layout::Layout;
+use crate::relations::{ForkId, Relations};
+use crate::restart_point::{Job, RestartPoint, RestartPoints, raise_min_recovery_point};
+use crate::shared::{Failure, Shared};
+use crate::slru::TransactionLog;
+use crate::worker::Doomed;
+use crate::workers::{ThreadGone, Workers};
+
+/// A batch is handed over when its records have this many bytes.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Batches per worker that may be under way: bounds the memory of buffers to some megabytes.
+const BATCHES_PER_WORKER_MAX: usize = 8;
+
+pub(crate) struct Dispatcher {
+    layout: Layout,
+    shared: Arc<Shared>,
+    control: Arc<Mutex<ControlFile>>,
+    workers: Workers,
+    restart_points: RestartPoints,
+    relations: Relations,
+    transactions: TransactionLog,
+    counters: Counters,
+    context: RedoContext,
+    timeline: Timeline,
+
+    /// The batch that is being filled.
+    records: RecordBuffer,
+    tasks: Vec<Vec<Task>>,
+    /// What the record at hand does, with the owners; not in `tasks` before all of it is accepted.
+    staged: Vec<(usize, Task)>,
+    /// Where the record at hand is in `records`, once it has a task.
+    staged_record: Option<u32>,
+
+    /// Buffers that workers may still read, oldest first.
+    lent_records: VecDeque<Arc<RecordBuffer>>,
+    spare_tasks: Vec<Vec<Task>>,
+
+    /// The end of the last record that was accepted.
+    dispatched: Lsn,
+    /// The end of the last batch that each worker was given.
+    handed_over: Vec<Lsn>,
+
+    /// The last checkpoint that replay could begin from.
+    candidate: Option<RestartPoint>,
+    restart_point_interval: Duration,
+    last_restart_point: Instant,
+    restart_point_is_due: bool,
+
+    /// Where replay stopped, and how.
+    stopped: Option<Stopped>,
+}
+
+#[derive(Clone, Copy)]
+struct Stopped {
+    at: Lsn,
+    /// Everything before `at` is applied, and nothing of what follows.
+    at_a_record: bool,
+}
+
+/// What a dispatcher is made of.
+pub(crate) struct DispatcherParts {
+    pub(crate) layout: Layout,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) control: Arc<Mutex<ControlFile>>,
+    pub(crate) workers: Workers,
+    pub(crate) restart_points: RestartPoints,
+    pub(crate) relations: Relations,
+    pub(crate) context: RedoContext,
+    pub(crate) checkpoint: CheckPoint,
+    pub(crate) restart_point_interval: Duration,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(parts: DispatcherParts) -> Self {
+        let count = parts.workers.count();
+        Self {
+            transactions: TransactionLog::new(parts.layout.clone()),
+            layout: parts.layout,
+            shared: parts.shared,
+            control: parts.control,
+            workers: parts.workers,
+            restart_points: parts.restart_points,
+            relations: parts.relations,
+            counters: Counters::from_checkpoint(&parts.checkpoint),
+            context: parts.context,
+            timeline: parts.checkpoint.this_timeline,
+            records: RecordBuffer::default(),
+            tasks: vec![Vec::new(); count],
+            staged: Vec::new(),
+            staged_record: None,
+            lent_records: VecDeque::new(),
+            spare_tasks: Vec::new(),
+            dispatched: parts.checkpoint.redo,
+            handed_over: vec![parts.checkpoint.redo; count],
+            candidate: None,
+            restart_point_interval: parts.restart_point_interval,
+            last_restart_point: Instant::now(),
+            restart_point_is_due: false,
+            stopped: None,
+        }
+    }
+
+    pub(crate) const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) const fn dispatched(&self) -> Lsn {
+        self.dispatched
+    }
+
+    pub(crate) const fn timeline(&self) -> Timeline {
+        self.timeline
+    }
+
+    pub(crate) const fn restart_points(&self) -> &RestartPoints {
+        &self.restart_points
+    }
+
+    pub(crate) fn control(&self) -> MutexGuard<'_, ControlFile> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Dispatches one record.
+    pub(crate) fn replay(&mut self, raw: &RawRecord<'_>) -> Result<(), ReplayError> {
+        self.check()?;
+        if raw.start < self.dispatched {
+            let error = ReplayError::Order { expected: self.dispatched, found: raw.start };
+            return Err(self.stop(raw.start, error));
+        }
+        match self.stage(raw) {
+            Ok(()) => {}
+            Err(error) => return Err(self.stop(raw.start, error)),
+        }
+        self.commit_staged();
+        self.dispatched = raw.end;
+        if self.records.len() >= BATCH_BYTES {
+            self.hand_over()?;
+        }
+        if self.restart_point_is_due {
+            self.restart_point_is_due = false;
+            self.begin_restart_point(None)?;
+        }
+        Ok(())
+    }
+
+    /// Hands the batch over as far as it is filled.
+    pub(crate) fn hand_over(&mut self) -> Result<(), ReplayError> {
+        self.check()?;
+        let handed_over = self.try_hand_over(self.dispatched);
+        handed_over.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))
+    }
+
+    /// Waits until everything is applied, also what workers told each other.
+    pub(crate) fn wait_applied(&mut self) -> Result<(), ReplayError> {
+        self.hand_over()?;
+        let settled = self.workers.settle();
+        settled.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))?;
+        self.check()
+    }
+
+    /// Makes a restart point and waits for it. Gives its redo pointer, old or new.
+    pub(crate) fn restart_point(
+        &mut self,
+        min_recovery_point: Option<Lsn>,
+    ) -> Result<Lsn, ReplayError> {
+        self.check()?;
+        let begun = self.begin_restart_point(min_recovery_point);
+        begun?;
+        let waited = self.restart_points.wait();
+        waited.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))?;
+        self.check()?;
+        Ok(self.control().check_point_copy.redo)
+    }
+
+    /// Waits until everything that was accepted is applied, also if replay stopped at a record it
+    /// refused.
+    pub(crate) fn settle(&mut self) -> Result<(), ReplayError> {
+        match self.stopped {
+            None => self.wait_applied(),
+            Some(Stopped { at_a_record: true, .. }) => Ok(()), // done when it stopped
+            Some(Stopped { at, .. }) => Err(ReplayError::Stopped { at }),
+        }
+    }
+
+    /// Makes everything that was accepted durable, and says in the control file how far that is.
+    /// Replay is over then. [`settle`](Self::settle) comes first.
+    pub(crate) fn finish(&mut self) -> Result<(), ReplayError> {
+        let stopped = self.stopped.take();
+        let finished = self.restart_point(Some(self.dispatched));
+        let at = self.dispatched;
+        self.stopped = self.stopped.or(stopped).or(Some(Stopped { at, at_a_record: true }));
+        finished.map(drop)
+    }
+
+    /// Writes the control file as it is in memory.
+    pub(crate) fn write_control(&mut self) -> Result<(), ReplayError> {
+        let written = {
+            let mut control = self.control();
+            crate::control::write(&self.layout, &mut control)
+        };
+        written.map_err(|source| {
+            let at = self.dispatched;
+            self.stop(at, ReplayError::File { at, source })
+        })
+    }
+
+    /// Stops at a record: what came before is finished. The reason goes to the caller, who gets it
+    /// once.
+    fn stop(&mut self, at: Lsn, error: ReplayError) -> ReplayError {
+        if let Some(place) = self.staged_record.take() {
+            self.records.truncate(place);
+        }
+        self.staged.clear();
+        let at_a_record = matches!(
+            error,
+            ReplayError::Decode { .. }
+                | ReplayError::Redo(_)
+                | ReplayError::Refused { .. }
+                | ReplayError::Missing { .. }
+                | ReplayError::Order { .. }
+        );
+        if at_a_record && self.stopped.is_none() {
+            let finished = self.try_hand_over(self.dispatched).and_then(|()| self.workers.settle());
+            // A worker's failure lies before this one, and counts.
+            match (finished, self.shared.has_failed()) {
+                (Ok(_), false) => {}
+                (Ok(_), true) => {
+                    if let Err(earlier) = self.check() {
+                        return earlier;
+                    }
+                }
+                (Err(ThreadGone), _) => {
+                    self.stopped = Some(Stopped { at, at_a_record: false });
+                    return ReplayError::ThreadGone;
+                }
+            }
+        }
+        self.stopped.get_or_insert(Stopped { at, at_a_record });
+        error
+    }
+
+    /// Whether replay can go on; if not, why it stopped.
+    fn check(&mut self) -> Result<(), ReplayError> {
+        if let Some(stopped) = self.stopped {
+            return Err(ReplayError::Stopped { at: stopped.at });
+        }
+        if !self.shared.has_failed() {
+            return Ok(());
+        }
+        // Workers that are behind the failing record go on up to it.
+        let handed_over = self.try_hand_over(self.dispatched);
+        let reached = handed_over.and_then(|()| self.workers.settle());
+        let error = match (self.shared.take_failure(), reached) {
+            (Some(Failure::Page { at, fault }), Ok(others_reached)) => {
+                ReplayError::Page { at, fault, others_reached }
+            }
+            (Some(Failure::Sync(source)), _) => {
+                ReplayError::File { at: self.shared.applied(), source }
+            }
+            (_, Err(ThreadGone)) | (None, _) => ReplayError::ThreadGone,
+        };
+        let at = match &error {
+            ReplayError::Page { at, .. } => *at,
+            _ => self.shared.applied(),
+        };
+        self.stopped = Some(Stopped { at, at_a_record: false });
+        Err(error)
+    }
+
+    fn stage(&mut self, raw: &RawRecord<'_>) -> Result<(), ReplayError> {
+        let record = Record::decode(raw, self.context.version)
+            .map_err(|source| ReplayError::Decode { at: raw.start, source })?;
+        let context = self.context;
+        let mut routing = Routing { dispatcher: self, raw };
+        route(&record, &context, &mut routing).map_err(|error| match error {
+            RouteError::Redo(error) => ReplayError::Redo(error),
+            RouteError::Access(error) => error,
+        })
+    }
+
+    fn commit_staged(&mut self) {
+        for (worker, task) in self.staged.drain(..) {
+            self.tasks[worker].push(task);
+        }
+        self.staged_record = None;
+    }
+
+    /// Gives each worker its tasks. `end` is the end of the last record that is whole in the batch.
+    fn try_hand_over(&mut self, end: Lsn) -> Result<(), ThreadGone> {
+        if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
+            return Ok(());
+        }
+        let records = Arc::new(std::mem::take(&mut self.records));
+        for worker in 0..self.workers.count() {
+            if self.tasks[worker].is_empty()
+                && self.shared.progress(worker) == self.handed_over[worker]
+            {
+                // It has nothing to do and sleeps: let it.
+                self.handed_over[worker] = end;
+                self.shared.publish(worker, end);
+                continue;
+            }
+            self.handed_over[worker] = end;
+            let empty = self.spare_tasks.pop().unwrap_or_default();
+            let batch = Batch {
+                records: Arc::clone(&records),
+                tasks: std::mem::replace(&mut self.tasks[worker], empty),
+                context: self.context,
+                end,
+            };
+            self.workers.hand_over(worker, batch)?;
+        }
+        self.lent_records.push_back(records);
+        self.take_back()
+    }
+
+    /// Takes back what workers are done with, and waits for some if too much is under way.
+    fn take_back(&mut self) -> Result<(), ThreadGone> {
+        while let Some(tasks) = self.workers.take_back() {
+            self.spare_tasks.push(tasks);
+        }
+        let limit = BATCHES_PER_WORKER_MAX * self.workers.count();
+        self.spare_tasks.extend(self.workers.wait_for_room(limit)?);
+        while let Some(oldest) = self.lent_records.pop_front() {
+            match Arc::try_unwrap(oldest) {
+                Ok(mut records) => {
+                    records.reset(4 * BATCH_BYTES);
+                    self.records = records;
+                }
+                Err(oldest) => {
+                    self.lent_records.push_front(oldest);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_restart_point(&mut self, min_recovery_point: Option<Lsn>) -> Result<(), ReplayError> {
+        let begun = self.try_begin_restart_point(min_recovery_point);
+        begun.map_err(|error| self.stop(self.dispatched, error))
+    }
+
+    fn try_begin_restart_point(
+        &mut self,
+        min_recovery_point: Option<Lsn>,
+    ) -> Result<(), ReplayError> {
+        let gone = |ThreadGone| ReplayError::ThreadGone;
+        self.restart_points.wait().map_err(gone)?;
+        self.try_hand_over(self.dispatched).map_err(gone)?;
+        self.transactions
+            .write_changed()
+            .map_err(|source| ReplayError::File { at: self.dispatched, source })?;
+        let written = self.workers.write_back().map_err(gone)?;
+        let workers = self.workers.count();
+        self.last_restart_point = Instant::now();
+        let checkpoint = self.candidate;
+        self.restart_points
+            .begin(Job { written, workers, checkpoint, min_recovery_point })
+            .map_err(gone)
+    }
+}
+
+/// The record at hand, and the dispatcher that takes its effects.
+struct Routing<'a> {
+    dispatcher: &'a mut Dispatcher,
+    raw: &'a RawRecord<'a>,
+}
+
+impl Routing<'_> {
+    fn file_error(&self) -> impl FnOnce(FileError) -> ReplayError + use<> {
+        let at = self.raw.start;
+        move |source| ReplayError::File { at, source }
+    }
+
+    fn refused(&self, refusal: Refusal) -> ReplayError {
+        ReplayError::Refused { at: self.raw.start, refusal }
+    }
+
+    fn intern(&mut self, fork: RelFork) -> Result<ForkId, ReplayError> {
+        if !Layout::holds(fork.locator) {
+            return Err(self.refused(Refusal::Tablespace(fork.locator)));
+        }
+        Ok(self.dispatcher.relations.intern(fork))
+    }
+
+    /// Decides whether the page is there, and with that whether its owner gets the change.
+    fn is_taken(&mut self, id: ForkId, page: PageId, need: PageNeed) -> Result<Taken, ReplayError> {
+        let relations = &mut self.dispatcher.relations;
+        let fork = page.rel_fork();
+        let at = self.raw.start;
+        let file_error = |source| ReplayError::File { at, source };
+        if need != PageNeed::IfExists {
+            // A file whose relation is dropped later is made nevertheless, as a server does.
+            relations.create(id, fork).map_err(file_error)?;
+        }
+        let blocks = relations.blocks(id, fork).map_err(file_error)?;
+        if page.block < blocks {
+            return Ok(Taken::Exists);
+        }
+        match need {
+            PageNeed::Nothing | PageNeed::ExistingOrZero => {
+                let blocks = page.block.saturating_add(1);
+                relations.extend(id, fork, blocks).map_err(file_error)?;
+                Ok(Taken::Extends)
+            }
+            // Its owner may know better: see worker.rs.
+            PageNeed::Existing | PageNeed::IfExists if page.fork == ForkNumber::FreeSpace => {
+                Ok(Taken::Exists)
+            }
+            PageNeed::Existing => {
+                let reported = self.dispatcher.shared.invalid_pages.report(page, at);
+                reported.map_err(|_consistent| ReplayError::Missing { at, page })?;
+                Ok(Taken::No)
+            }
+            PageNeed::IfExists => Ok(Taken::No),
+        }
+    }
+
+    /// Finishes what the record has done so far, before a file action.
+    fn before_file_action(&mut self) -> Result<(), ReplayError> {
+        let dispatcher = &mut *self.dispatcher;
+        dispatcher.commit_staged();
+        let end = dispatcher.dispatched;
+        dispatcher.try_hand_over(end).map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        if dispatcher.shared.has_failed() {
+            dispatcher.check()?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, doomed: Doomed) -> Result<(), ReplayError> {
+        self.before_file_action()?;
+        let forgotten = self.dispatcher.workers.forget(doomed);
+        forgotten.map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        // Nothing may be removed that a record before this one could not get at.
+        if self.dispatcher.shared.has_failed() {
+            self.dispatcher.check()?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(
+        &mut self,
+        record: &Record<'_>,
+        contents: &CheckPoint,
+    ) -> Result<(), ReplayError> {
+        if contents.this_timeline != self.dispatcher.timeline {
+            let (from, to) = (self.dispatcher.timeline, contents.this_timeline);
+            return Err(self.refused(Refusal::Timeline { from, to }));
+        }
+        if !contents.full_page_writes {
+            return Err(self.refused(Refusal::FullPageWritesOff));
+        }
+        let dispatcher = &mut *self.dispatcher;
+        if dispatcher.shared.invalid_pages.is_empty() {
+            dispatcher.candidate = Some(RestartPoint {
+                check_point: record.start,
+                end: record.end,
+                contents: *contents,
+            });
+            dispatcher.restart_point_is_due = !dispatcher.restart_points.is_running()
+                && dispatcher.last_restart_point.elapsed() >= dispatcher.restart_point_interval;
+        }
+        Ok(())
+    }
+
+    fn parameters(&mut self, new: &ParameterChange) -> Result<(), ReplayError> {
+        if new.wal_level == WalLevel::Minimal {
+            return Err(self.refused(Refusal::WalLevelMinimal));
+        }
+        if new.track_commit_timestamp {
+            return Err(self.refused(Refusal::CommitTimestamps));
+        }
+        // Records before this one are redone by the rules in force before.
+        self.before_file_action()?;
+        let dispatcher = &mut *self.dispatcher;
+        let mut control = dispatcher.control.lock().unwrap_or_else(PoisonError::into_inner);
+        control.max_connections = new.max_connections;
+        control.max_worker_processes = new.max_worker_processes;
+        control.max_wal_senders = new.max_wal_senders;
+        control.max_prepared_transactions = new.max_prepared_xacts;
+        control.max_locks_per_transaction = new.max_locks_per_xact;
+        control.wal_level = new.wal_level as i32;
+        control.wal_log_hints = new.wal_log_hints;
+        control.track_commit_timestamp = new.track_commit_timestamp;
+        dispatcher.context.hint_bits_are_logged = control.hint_bits_are_logged();
+        Ok(())
+    }
+
+    /// The end of the backup that the store comes from, or of another one, which is no matter.
+    fn backup_end(&mut self, record: &Record<'_>, start_point: Lsn) {
+        let mut control = self.dispatcher.control();
+        if control.backup_start_point.is_valid() && control.backup_start_point == start_point {
+            end_backup(&mut control, record.end);
+        }
+    }
+}
+
+/// Whether a task is made for a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    No,
+    Exists,
+    Extends,
+}
+
+/// The base backup's last WAL is replayed: consistent from `end` on (`ReachedEndOfBackup`).
+pub(crate) fn end_backup(control: &mut ControlFile, end: Lsn) {
+    raise_min_recovery_point(control, end);
+    control.backup_start_point = Lsn::INVALID;
+    control.backup_end_point = Lsn::INVALID;
+    control.backup_end_required = false;
+}
+
+impl PageAccess for Routing<'_> {
+    type Error = ReplayError;
+
+    fn change_page(
+        &mut self,
+        record: &Record<'_>,
+        page: PageId,
+        change: PageChange,
+    ) -> Result<(), ReplayError> {
+        let fork = self.intern(page.rel_fork())?;
+        if matches!(change, PageChange::TruncateFreeSpace { .. }) {
+            // What is under way about blocks behind the cut must not come after it.
+            self.before_file_action()?;
+            let settled = self.dispatcher.workers.settle();
+            settled.map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        }
+        let need = page_need(record, change);
+        let taken = self.is_taken(fork, page, need)?;
+        if taken == Taken::No {
+            return Ok(());
+        }
+        let dispatcher = &mut *self.dispatcher;
+        let place = match dispatcher.staged_record {
+            Some(place) => place,
+            None => *dispatcher.staged_record.insert(dispatcher.records.push(self.raw)),
+        };
+        let owner = owner_of(fork, page.block, dispatcher.workers.count());
+        let task = Task {
+            record: place,
+            fork,
+            block: page.block,
+            change,
+            need,
+            extends: taken == Taken::Extends,
+        };
+        dispatcher.staged.push((owner, task));
+        Ok(())
+    }
+
+    fn create_fork(&mut self, fork: RelFork) -> Result<(), ReplayError> {
+        let id = self.intern(fork)?;
+        self.dispatcher.relations.create(id, fork).map_err(self.file_error())
+    }
+
+    fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), ReplayError> {
+        let id = self.intern(fork)?;
+        self.forget(Doomed::Tail { fork: id, blocks })?;
+        self.dispatcher.relations.truncate(id, fork, blocks).map_err(self.file_error())?;
+        self.dispatcher.shared.invalid_pages.forget_truncated(fork, blocks);
+        Ok(())
+    }
+
+    fn drop_relations(
+        &mut self,
+        locators: &mut dyn Iterator<Item = RelFileLocator>,
+    ) -> Result<(), ReplayError> {
+        let locators: Vec<_> = locators.collect();
+        if let Some(elsewhere) = locators.iter().find(|locator| !Layout::holds(**locator)) {
+            return Err(self.refused(Refusal::Tablespace(*elsewhere)));
+        }
+        let mut numbers = self.dispatcher.relations.known(&locators);
+        numbers.sort_unstable();
+        self.forget(Doomed::Relations(numbers))?;
+        for locator in locators {
+            self.dispatcher.relations.remove(locator).map_err(self.file_error())?;
+            self.dispatcher.shared.invalid_pages.forget_dropped(locator);
+        }
+        Ok(())
+    }
+
+    fn set_transaction_status(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        status: TransactionStatus,
+    ) -> Result<(), ReplayError> {
+        for xid in xids {
+            self.dispatcher.transactions.set_status(xid, status).map_err(self.file_error())?;
+        }
+        Ok(())
+    }
+
+    fn zero_clog_page(&mut self, page: u64) -> Result<(), ReplayError> {
+        self.dispatcher.transactions.zero_page(page).map_err(self.file_error())
+    }
+
+    fn truncate_clog(&mut self, page: u64) -> Result<(), ReplayError> {
+        self.dispatcher.transactions.truncate(page).map_err(self.file_error())
+    }
+
+    fn advance_next_xid(&mut self, xid: TransactionId) -> Result<(), ReplayError> {
+        self.dispatcher.counters.advance_past_xid(xid);
+        Ok(())
+    }
+
+    fn server_state(&mut self, record: &Record<'_>, change: &Change) -> Result<(), ReplayError> {
+        match change {
+            Change::CheckpointShutdown(contents) => {
+                let backup_is_running = {
+                    let control = self.dispatcher.control();
+                    control.backup_start_point.is_valid() && !control.backup_end_point.is_valid()
+                };
+                if backup_is_running {
+                    return Err(self.refused(Refusal::BackupCanceled));
+                }
+                self.checkpoint(record, contents)?;
+                self.dispatcher.counters.set(contents);
+            }
+            Change::CheckpointOnline(contents) => {
+                self.checkpoint(record, contents)?;
+                self.dispatcher.counters.advance(contents);
+            }
+            Change::NextOid(oid) => self.dispatcher.counters.set_next_oid(*oid),
+            Change::BackupEnd { start_point } => self.backup_end(record, *start_point),
+            Change::ParameterChange(parameters) => self.parameters(parameters)?,
+            Change::FullPageWrites(false) => {
+                return Err(self.refused(Refusal::FullPageWritesOff));
+            }
+            Change::EndOfRecovery { this_timeline, .. } => {
+                let from = self.dispatcher.timeline;
+                if *this_timeline != from {
+                    return Err(self.refused(Refusal::Timeline { from, to: *this_timeline }));
+                }
+            }
+            Change::FullPageWrites(true)
+            | Change::RestorePoint { .. }
+            | Change::OverwriteContrecord { .. }
+            | Change::Switch
+            | Change::Noop => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,263 @@
+//! Whose the store is: `postmaster.pid` against servers, `walferry.lock` against other agents.
+//!
+//! ```text
+//! postmaster.pid, as a server writes it first        walferry.lock, held with flock
+//!   process id                                         running | stopped
+//!   data directory
+//!   start time, seconds since 1970
+//!   port: 0
+//!   socket directory: empty
+//! ```
+//!
+//! A server refuses to start while the process in `postmaster.pid` lives. Two agents that start at
+//! once both see the same stale file; the flock lets one of them through. `walferry.lock` also says
+//! whether the store was stopped cleanly, durably before the first page is changed. There is no
+//! shared memory line: a server that takes over must not look for ours.
+//!
+//! Rules: `CreateLockFile` in `src/backend/utils/init/miscinit.c`,
+//! `src/include/utils/pidfile.h`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::process::Pid;
+
+use crate::error::{FileError, LockError};
+use crate::layout::{Layout, remove_file, sync_directory};
+
+const RUNNING: &str = "running\n";
+const STOPPED: &str = "stopped\n";
+
+/// The right to change the store. Dropped without [`release`](Self::release), it leaves the files
+/// of an unclean stop.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    root: PathBuf,
+    pid_path: PathBuf,
+    lock_path: PathBuf,
+    lock_file: File,
+    /// The stop before was not a clean one.
+    pub(crate) after_unclean_stop: bool,
+}
+
+impl StoreLock {
+    /// Takes the store, or says who has it.
+    pub(crate) fn take(layout: &Layout) -> Result<Self, LockError> {
+        let pid_path = layout.at("postmaster.pid");
+        let lock_path = layout.at("walferry.lock");
+        let mut lock_file = take_flock(layout, &lock_path, &pid_path)?;
+        let mut last_state = String::new();
+        lock_file.read_to_string(&mut last_state).map_err(FileError::of("read", &lock_path))?;
+
+        // From here on there is no other agent: a pid file that exists is a server's, or stale.
+        let pid_file_was_there = match read_pid(&pid_path)? {
+            PidFile::Missing => false,
+            PidFile::Pid(pid) if is_somebody_else(pid) => {
+                return Err(LockError::Server { pid, directory: layout.root().to_owned() });
+            }
+            PidFile::Pid(_) | PidFile::Unreadable => remove_file(&pid_path)?,
+        };
+        let lock = Self {
+            root: layout.root().to_owned(),
+            after_unclean_stop: pid_file_was_there || last_state == RUNNING,
+            pid_path,
+            lock_path,
+            lock_file,
+        };
+        lock.write_pid_file()?;
+        lock.write_state(RUNNING)?;
+        sync_directory(&lock.root)?;
+        Ok(lock)
+    }
+
+    /// Lets the store go after a clean stop: all pages are durable.
+    pub(crate) fn release(self) -> Result<(), FileError> {
+        self.write_state(STOPPED)?;
+        remove_file(&self.pid_path)?;
+        sync_directory(&self.root)
+    }
+
+    /// Lets the directory go for good: a server takes it over.
+    pub(crate) fn release_and_forget(self) -> Result<(), FileError> {
+        remove_file(&self.lock_path)?;
+        remove_file(&self.pid_path)?;
+        sync_directory(&self.root)
+    }
+
+    /// Lets the store go, knowing that its pages are of different times. The next one who takes it
+    /// sees an unclean stop.
+    pub(crate) fn release_unclean(self) -> Result<(), FileError> {
+        remove_file(&self.pid_path)?;
+        sync_directory(&self.root)
+    }
+
+    fn write_pid_file(&self) -> Result<(), LockError> {
+        let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let pid = std::process::id();
+        let contents = format!("{pid}\n{}\n{start_time}\n0\n\n", self.root.display());
+        let created =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.pid_path);
+        match created {
+            Ok(mut file) => file
+                .write_all(contents.as_bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(|error| FileError::of("write", &self.pid_path)(error).into()),
+            // A server was started between our look and our own file.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                match read_pid(&self.pid_path)? {
+                    PidFile::Pid(pid) => {
+                        Err(LockError::Server { pid, directory: self.root.clone() })
+                    }
+                    _ => Err(FileError::of("create", &self.pid_path)(error).into()),
+                }
+            }
+            Err(error) => Err(FileError::of("create", &self.pid_path)(error).into()),
+        }
+    }
+
+    fn write_state(&self, state: &str) -> Result<(), FileError> {
+        let mut file = &self.lock_file;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(state.as_bytes()))
+            .and_then(|()| file.sync_all())
+            .map_err(FileError::of("write", &self.lock_path))
+    }
+}
+
+/// Opens and locks `walferry.lock`. The one who held it before may have removed it between our open
+/// and our lock, so the locked file must still be the one with the name.
+fn take_flock(layout: &Layout, path: &Path, pid_path: &Path) -> Result<File, LockError> {
+    loop {
+        let file = layout.open_or_create(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let pid = match read_pid(pid_path)? {
+                    PidFile::Pid(pid) => Some(pid),
+                    PidFile::Missing | PidFile::Unreadable => None,
+                };
+                return Err(LockError::Agent { pid, directory: layout.root().to_owned() });
+            }
+            Err(errno) => return Err(FileError::of("lock", path)(errno.into()).into()),
+        }
+        let locked = file.metadata().map_err(FileError::of("look at", path))?;
+        match std::fs::metadata(path) {
+            Ok(named) if named.ino() == locked.ino() && named.dev() == locked.dev() => {
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(FileError::of("look at", path)(error).into()),
+        }
+    }
+}
+
+enum PidFile {
+    Missing,
+    Unreadable,
+    Pid(u32),
+}
+
+/// Reads the process id. A server run on its own (`--single`) writes it as a negative number.
+fn read_pid(path: &Path) -> Result<PidFile, FileError> {
+    let contents = match std::fs::read(path) {
+        Ok(contents) => contents,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PidFile::Missing),
+        Err(error) => return Err(FileError::of("read", path)(error)),
+    };
+    let text = String::from_utf8_lossy(&contents);
+    let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    Ok(match pid {
+        Some(pid) if pid != 0 => PidFile::Pid(pid.unsigned_abs()),
+        _ => PidFile::Unreadable,
+    })
+}
+
+/// Whether a process with this id runs that could be a server in our directory. Our own id and our
+/// parent's come from a life before (process ids repeat in containers); a process that we may not
+/// signal belongs to another user, and cannot be a server in a directory of ours.
+fn is_somebody_else(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    pid != rustix::process::getpid()
+        && Some(pid) != rustix::process::getppid()
+        && rustix::process::test_kill_process(pid).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(directory: &tempfile::TempDir) -> Layout {
+        Layout::new(directory.path()).unwrap()
+    }
+
+    #[test]
+    fn the_second_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        assert!(!lock.after_unclean_stop);
+        match StoreLock::take(&layout(&directory)) {
+            Err(LockError::Agent { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+            other => panic!("{other:?}"),
+        }
+        lock.release().unwrap();
+        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        assert!(!lock.after_unclean_stop);
+        lock.release_and_forget().unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_pid_file_is_a_servers() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let text = std::fs::read_to_string(directory.path().join("postmaster.pid")).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert_eq!(lines[0], std::process::id().to_string());
+        assert_eq!(Path::new(lines[1]), directory.path());
+        assert!(lines[2].parse::<u64>().unwrap() > 1_600_000_000);
+        assert_eq!((lines[3], lines[4]), ("0", ""));
+        lock.release().unwrap();
+    }
+
+    #[test]
+    fn a_dead_process_leaves_a_stale_file_and_a_live_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_path = directory.path().join("postmaster.pid");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(&pid_path, format!("{}\n/elsewhere\n", child.id())).unwrap();
+        match StoreLock::take(&layout(&directory)) {
+            Err(LockError::Server { pid, .. }) => assert_eq!(pid, child.id()),
+            other => panic!("{other:?}"),
+        }
+        let text = std::fs::read_to_string(&pid_path).unwrap();
+        assert!(text.contains("/elsewhere"), "a refusal must leave the file alone: {text}");
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        assert!(lock.after_unclean_stop);
+        lock.release().unwrap();
+        assert!(!pid_path.exists());
+    }
+
+    #[test]
+    fn a_lock_that_was_dropped_is_an_unclean_stop() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(StoreLock::take(&layout(&directory)).unwrap());
+        // Even if somebody tidied up the pid file.
+        std::fs::remove_file(directory.path().join("postmaster.pid")).unwrap();
+        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        assert!(lock.after_unclean_stop);
+        lock.release_unclean().unwrap();
+        assert!(StoreLock::take(&layout(&directory)).unwrap().after_unclean_stop);
+    }
+}

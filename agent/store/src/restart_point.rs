@@ -1,0 +1,219 @@
+//! Restart points: from where replay begins again after a stop.
+//!
+//! ```text
+//! dispatcher   checkpoint record ─► pg_xact written ─► marker to all workers ─► next record ...
+//! workers                                    each writes what was changed at its marker
+//! sync thread                                  all have answered ─► sync ─► pg_control
+//! ```
+//!
+//! Replay does not wait for any of it. Pages may be written with later changes than the marker's:
+//! replay from the restart point brings those again. A restart point is abandoned if the table of
+//! invalid pages is not empty when its pages are written: replay from it would not see the
+//! references that the table holds (`RecoveryRestartPoint` in
+//! `src/backend/access/transam/xlog.c`).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use walfmt::Lsn;
+use walfmt::control::ControlFile;
+use walfmt::rmgr::xlog::CheckPoint;
+
+use crate::control;
+use crate::error::FileError;
+use crate::layout::Layout;
+use crate::shared::{Failure, Shared};
+use crate::workers::ThreadGone;
+
+/// A checkpoint of the leader that replay can begin from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestartPoint {
+    /// Where the checkpoint's record begins.
+    pub check_point: Lsn,
+    /// Where it ends.
+    pub end: Lsn,
+    /// What it says.
+    pub contents: CheckPoint,
+}
+
+/// What the sync thread does once the workers have written.
+pub(crate) struct Job {
+    /// One answer of each worker.
+    pub(crate) written: Receiver<bool>,
+    pub(crate) workers: usize,
+    /// The checkpoint for the control file, if there is a new one.
+    pub(crate) checkpoint: Option<RestartPoint>,
+    /// The control file's minimum recovery point, if it is to be raised.
+    pub(crate) min_recovery_point: Option<Lsn>,
+}
+
+/// The sync thread, and what it has done.
+pub(crate) struct RestartPoints {
+    jobs: Option<Sender<Job>>,
+    done: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+    /// Jobs that were not waited for.
+    running: Arc<AtomicBool>,
+    redo: Arc<AtomicU64>,
+}
+
+impl RestartPoints {
+    pub(crate) fn start(
+        layout: &Layout,
+        file_systems: FileSystems,
+        control: &Arc<Mutex<ControlFile>>,
+        shared: &Arc<Shared>,
+        redo: Lsn,
+    ) -> io::Result<Self> {
+        let (jobs, inbox) = unbounded();
+        let (done_sender, done) = unbounded();
+        let running = Arc::new(AtomicBool::new(false));
+        let redo = Arc::new(AtomicU64::new(redo.0));
+        let sync = SyncThread {
+            layout: layout.clone(),
+            file_systems,
+            control: Arc::clone(control),
+            shared: Arc::clone(shared),
+            redo: Arc::clone(&redo),
+        };
+        let is_running = Arc::clone(&running);
+        let work = move || {
+            for job in inbox {
+                sync.finish(&job);
+                is_running.store(false, Ordering::SeqCst);
+                let _ = done_sender.send(());
+            }
+        };
+        let thread = std::thread::Builder::new().name("store-sync".to_owned()).spawn(work)?;
+        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), running, redo })
+    }
+
+    /// Where replay begins after a stop: WAL from here on must be kept.
+    pub(crate) fn redo(&self) -> &Arc<AtomicU64> {
+        &self.redo
+    }
+
+    /// Whether one is being made.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// Begins one. There must be none under way.
+    pub(crate) fn begin(&self, job: Job) -> Result<(), ThreadGone> {
+        while self.done.try_recv().is_ok() {} // of those that nobody waited for
+        self.running.store(true, Ordering::SeqCst);
+        let jobs = self.jobs.as_ref().ok_or(ThreadGone)?;
+        jobs.send(job).map_err(|_| ThreadGone)
+    }
+
+    /// Waits until none is under way.
+    pub(crate) fn wait(&self) -> Result<(), ThreadGone> {
+        while self.is_running() {
+            self.done.recv().map_err(|_| ThreadGone)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RestartPoints {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+struct SyncThread {
+    layout: Layout,
+    file_systems: FileSystems,
+    control: Arc<Mutex<ControlFile>>,
+    shared: Arc<Shared>,
+    redo: Arc<AtomicU64>,
+}
+
+impl SyncThread {
+    fn finish(&self, job: &Job) {
+        for _ in 0..job.workers {
+            // A worker that could not write has said why; one that is gone is noticed elsewhere.
+            if job.written.recv() != Ok(true) {
+                return;
+            }
+        }
+        let finished = self.file_systems.sync().and_then(|()| self.update_control(job));
+        if let Err(error) = finished {
+            self.shared.fail(Failure::Sync(error));
+        }
+    }
+
+    fn update_control(&self, job: &Job) -> Result<(), FileError> {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let checkpoint = job.checkpoint.filter(|checkpoint| {
+            checkpoint.contents.redo > control.check_point_copy.redo
+                && self.shared.invalid_pages.is_empty()
+        });
+        if checkpoint.is_none() && job.min_recovery_point.is_none() {
+            return Ok(());
+        }
+        let min_recovery_points =
+            [checkpoint.map(|checkpoint| checkpoint.end), job.min_recovery_point];
+        for lsn in min_recovery_points.into_iter().flatten() {
+            raise_min_recovery_point(&mut control, lsn);
+        }
+        if let Some(checkpoint) = checkpoint {
+            control.check_point = checkpoint.check_point;
+            control.check_point_copy = checkpoint.contents;
+        }
+        control::write(&self.layout, &mut control)?;
+        self.redo.store(control.check_point_copy.redo.0, Ordering::SeqCst);
+        if let Some(checkpoint) = checkpoint {
+            tracing::info!(redo = %checkpoint.contents.redo, "restart point");
+        }
+        Ok(())
+    }
+}
+
+/// Pages may be as of `lsn`: the store is consistent only from there on.
+pub(crate) fn raise_min_recovery_point(control: &mut ControlFile, lsn: Lsn) {
+    if control.min_recovery_point < lsn {
+        control.min_recovery_point = lsn;
+        control.min_recovery_point_timeline = control.check_point_copy.this_timeline;
+    }
+}
+
+/// The file systems that the store lies on: one, unless a directory of it is a mount of its own.
+///
+/// The directories are held open from the start, so that the kernel reports every write error since
+/// then at the next sync.
+pub(crate) struct FileSystems(Vec<(File, std::path::PathBuf)>);
+
+impl FileSystems {
+    pub(crate) fn open(layout: &Layout) -> Result<Self, FileError> {
+        let mut devices = Vec::new();
+        let mut open = Vec::new();
+        for path in
+            [layout.root().to_owned(), layout.at("base"), layout.at("global"), layout.at("pg_xact")]
+        {
+            let directory = File::open(&path).map_err(FileError::of("open", &path))?;
+            let device = directory.metadata().map_err(FileError::of("look at", &path))?.dev();
+            if !devices.contains(&device) {
+                devices.push(device);
+                open.push((directory, path));
+            }
+        }
+        Ok(Self(open))
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        for (directory, path) in &self.0 {
+            rustix::fs::syncfs(directory)
+                .map_err(|errno| FileError::of("sync the file system of", path)(errno.into()))?;
+        }
+        Ok(())
+    }
+}

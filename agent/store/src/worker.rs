@@ -1,0 +1,386 @@
+//! A worker: it owns its share of all pages.
+//!
+//! A page is read, changed and written by its owner alone, so that no page needs a lock and the
+//! records of a page are applied in their order. Workers run ahead of each other within what the
+//! dispatcher has handed over.
+//!
+//! Free space is the one thing a worker tells another: what a heap page has left goes to the owner
+//! of the free space map's page, as a message that nobody waits for. So free space maps grow behind
+//! the dispatcher's back, and for this fork a worker asks the file where the dispatcher would know.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use walfmt::record::RecordHeader;
+use walfmt::relation::{BlockNumber, PageId};
+use walfmt::rmgr::RmgrId;
+use walfmt::{ForkNumber, Lsn, Record, TransactionId};
+use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, redo_page};
+
+use crate::batch::{Batch, RecordBuffer, Task};
+use crate::cache::{PageCache, PageKey};
+use crate::error::PageFault;
+use crate::files::{Files, owner_of};
+use crate::relations::ForkId;
+use crate::shared::{Failure, Shared};
+use crate::writeback::{WriteBack, checksum_mismatch};
+
+/// How many pages of a restart point are written between two batches: 4 MB.
+const WRITE_BACK_STEP_PAGES: usize = 512;
+
+/// How many cold pages are written at most when one is in the way: 8 MB.
+const COLD_PAGES_MAX: usize = 1024;
+
+/// What a worker is told, in this order and no other.
+pub(crate) enum Message {
+    /// Apply this.
+    Batch(Batch),
+    /// What heap pages have left, from their owners.
+    FreeSpace(Vec<FreeSpaceNote>),
+    /// Answer when all before this is done, with the end of the last record you have applied
+    /// something of.
+    Pass(Sender<Lsn>),
+    /// Forget these pages, changed or not, and close their files. Then answer.
+    Forget(Arc<Doomed>, Sender<Lsn>),
+    /// Write all pages that are changed by now, but go on with what follows meanwhile. Then
+    /// answer whether it was done.
+    WriteBack(Sender<bool>),
+    /// End.
+    Stop,
+}
+
+/// Pages that are going to be removed.
+pub(crate) enum Doomed {
+    /// A fork from this block on.
+    Tail { fork: ForkId, blocks: BlockNumber },
+    /// All of these relations, by number; sorted.
+    Relations(Vec<u32>),
+}
+
+impl Doomed {
+    fn holds(&self, key: PageKey) -> bool {
+        match self {
+            Self::Tail { fork, blocks } => key.fork == *fork && key.block >= *blocks,
+            Self::Relations(relations) => relations.binary_search(&key.fork.relation()).is_ok(),
+        }
+    }
+
+    fn touches(&self, fork: ForkId) -> bool {
+        match self {
+            Self::Tail { fork: cut, .. } => fork == *cut,
+            Self::Relations(relations) => relations.binary_search(&fork.relation()).is_ok(),
+        }
+    }
+}
+
+/// A heap page's free space after the record at `at`, for the owner of the map's page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FreeSpaceNote {
+    pub(crate) map_page: PageKey,
+    pub(crate) heap_block: BlockNumber,
+    pub(crate) free_bytes: u16,
+    pub(crate) at: Lsn,
+}
+
+/// What a worker is made of.
+pub(crate) struct WorkerParts {
+    pub(crate) number: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) files: Files,
+    pub(crate) cache: PageCache,
+    /// Whether pages carry checksums.
+    pub(crate) checksums: bool,
+    pub(crate) context: RedoContext,
+    pub(crate) inbox: Receiver<Message>,
+    /// All workers, itself included, by number.
+    pub(crate) peers: Vec<Sender<Message>>,
+    /// Where emptied task lists go.
+    pub(crate) returns: Sender<Vec<Task>>,
+}
+
+pub(crate) struct Worker {
+    parts: WorkerParts,
+    write_back: WriteBack,
+    /// A restart point's pages still to be written, last first, and who waits for them.
+    restart_point: Option<(Vec<PageKey>, Sender<bool>)>,
+    notes: Vec<Vec<FreeSpaceNote>>,
+    /// The end of the last record that something was applied of.
+    reached: Lsn,
+}
+
+impl Worker {
+    pub(crate) fn new(parts: WorkerParts) -> Self {
+        Self {
+            write_back: WriteBack::new(parts.checksums),
+            restart_point: None,
+            notes: parts.peers.iter().map(|_| Vec::new()).collect(),
+            reached: Lsn::INVALID,
+            parts,
+        }
+    }
+
+    /// Works until told to stop.
+    pub(crate) fn run(mut self) {
+        loop {
+            let message = if self.restart_point.is_some() {
+                match self.parts.inbox.try_recv() {
+                    Ok(message) => Some(message),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            } else {
+                match self.parts.inbox.recv() {
+                    Ok(message) => Some(message),
+                    Err(_) => return,
+                }
+            };
+            match message {
+                None => {}
+                Some(Message::Batch(batch)) => self.apply(batch),
+                Some(Message::FreeSpace(notes)) => self.apply_notes(&notes),
+                Some(Message::Pass(answer)) => {
+                    let _ = answer.send(self.reached);
+                }
+                Some(Message::Forget(doomed, answer)) => {
+                    self.forget(&doomed);
+                    let _ = answer.send(self.reached);
+                }
+                Some(Message::WriteBack(answer)) => self.begin_restart_point(answer),
+                Some(Message::Stop) => return,
+            }
+            self.continue_restart_point(WRITE_BACK_STEP_PAGES);
+        }
+    }
+
+    fn apply(&mut self, batch: Batch) {
+        let Batch { records, mut tasks, context, end } = batch;
+        self.parts.context = context;
+        let applied = self.apply_tasks(&records, &tasks);
+        drop(records); // before the answer: the dispatcher uses the buffer again
+        self.send_notes();
+        match applied {
+            Ok(true) => self.parts.shared.publish(self.parts.number, end),
+            Ok(false) => {}
+            Err(failure) => self.parts.shared.fail(failure),
+        }
+        tasks.clear();
+        let _ = self.parts.returns.send(tasks); // nobody listens while the store is being dropped
+    }
+
+    /// Applies tasks; `false` if another worker's failure lies before the last of them.
+    fn apply_tasks(&mut self, records: &RecordBuffer, tasks: &[Task]) -> Result<bool, Failure> {
+        for tasks in tasks.chunk_by(|a, b| a.record == b.record) {
+            let raw = records.get(tasks[0].record);
+            let at = raw.start;
+            if self.parts.shared.is_stopped_before(at) {
+                return Ok(false);
+            }
+            let record = Record::decode(&raw, self.parts.shared.version)
+                .map_err(|error| Failure::Page { at, fault: PageFault::Record(error) })?;
+            for task in tasks {
+                self.apply_task(&record, task).map_err(|fault| Failure::Page { at, fault })?;
+            }
+            self.reached = raw.end;
+        }
+        Ok(true)
+    }
+
+    fn apply_task(&mut self, record: &Record<'_>, task: &Task) -> Result<(), PageFault> {
+        let key = PageKey { fork: task.fork, block: task.block };
+        let Some(slot) = self.page(key, task.need, task.extends)? else {
+            return Ok(());
+        };
+        let page_id = self.parts.files.page_id(key);
+        let page = self.parts.cache.page_mut(slot);
+        let outcome = redo_page(record, task.change, page_id, page, &self.parts.context)
+            .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        if outcome.changed || task.extends {
+            self.parts.cache.mark_changed(slot);
+        }
+        if outcome.missing {
+            let reported = self.parts.shared.invalid_pages.report(page_id, record.start);
+            reported.map_err(|_consistent| PageFault::Missing { page: page_id })?;
+        }
+        if let Some(free_bytes) = outcome.free_space {
+            self.note_free_space(page_id, key, free_bytes, record.start);
+        }
+        Ok(())
+    }
+
+    /// Brings the page into memory as the change needs it; nothing if it needs one that exists and
+    /// does not.
+    fn page(
+        &mut self,
+        key: PageKey,
+        need: PageNeed,
+        extends: bool,
+    ) -> Result<Option<usize>, PageFault> {
+        let is_free_space_map = key.fork.fork() == ForkNumber::FreeSpace;
+        if let Some(slot) = self.parts.cache.find(key) {
+            if need == PageNeed::Nothing {
+                self.parts.cache.page_mut(slot).fill(0);
+            }
+            return Ok(Some(slot));
+        }
+        let slot = self.claim(key)?;
+        if need == PageNeed::Nothing || (extends && !is_free_space_map) {
+            self.parts.cache.page_mut(slot).fill(0);
+            return Ok(Some(slot));
+        }
+        match self.read(key, slot, need) {
+            Ok(false) if need == PageNeed::IfExists && is_free_space_map => {
+                self.parts.cache.release(slot);
+                Ok(None)
+            }
+            Ok(_) => Ok(Some(slot)),
+            Err(fault) => {
+                self.parts.cache.release(slot);
+                Err(fault)
+            }
+        }
+    }
+
+    fn claim(&mut self, key: PageKey) -> Result<usize, PageFault> {
+        if let Some(slot) = self.parts.cache.claim(key) {
+            return Ok(slot);
+        }
+        let limit = (self.parts.cache.capacity() / 4).clamp(1, COLD_PAGES_MAX);
+        let cold = self.parts.cache.cold_changed(limit);
+        self.write_back.write(&cold, &mut self.parts.cache, &mut self.parts.files)?;
+        let slot = self.parts.cache.claim(key);
+        Ok(slot.expect("the page under the hand is cold and was just written"))
+    }
+
+    /// Reads a page from its file and checks it; `false` if the file does not reach it. Map pages
+    /// are hints, or safe when zero: a damaged one counts as zeros (`RBM_ZERO_ON_ERROR`).
+    fn read(&mut self, key: PageKey, slot: usize, need: PageNeed) -> Result<bool, PageFault> {
+        let page = self.parts.cache.page_mut(slot);
+        // The dispatcher makes a fork's file before its first page; for this fork it cannot.
+        let create = need == PageNeed::ExistingOrZero && key.fork.fork() == ForkNumber::FreeSpace;
+        let is_there = self.parts.files.read(key, page, create)?;
+        if !self.parts.checksums {
+            return Ok(is_there);
+        }
+        let Some((expected, found)) = checksum_mismatch(page, key) else {
+            return Ok(is_there);
+        };
+        let is_map = matches!(key.fork.fork(), ForkNumber::FreeSpace | ForkNumber::VisibilityMap);
+        if is_map || need == PageNeed::ExistingOrZero {
+            page.fill(0);
+            return Ok(is_there);
+        }
+        let page = self.parts.files.page_id(key);
+        let (file, offset) = self.parts.files.place(key);
+        Err(PageFault::Checksum { page, file, offset, expected, found })
+    }
+
+    fn note_free_space(&mut self, heap_page: PageId, heap: PageKey, free_bytes: u16, at: Lsn) {
+        let map_page = PageKey {
+            fork: heap.fork.sibling(ForkNumber::FreeSpace),
+            block: freespace::free_space_page(heap_page).block,
+        };
+        let owner = owner_of(map_page.fork, map_page.block, self.notes.len());
+        self.notes[owner].push(FreeSpaceNote {
+            map_page,
+            heap_block: heap_page.block,
+            free_bytes,
+            at,
+        });
+    }
+
+    fn send_notes(&mut self) {
+        for (peer, notes) in self.parts.peers.iter().zip(&mut self.notes) {
+            if !notes.is_empty() {
+                // A peer that is gone is the dispatcher's to notice.
+                let _ = peer.send(Message::FreeSpace(std::mem::take(notes)));
+            }
+        }
+    }
+
+    fn apply_notes(&mut self, notes: &[FreeSpaceNote]) {
+        for note in notes {
+            if self.parts.shared.is_stopped_before(note.at) {
+                return;
+            }
+            let task = Task {
+                record: 0,
+                fork: note.map_page.fork,
+                block: note.map_page.block,
+                change: PageChange::RecordFreeSpace {
+                    heap_block: note.heap_block,
+                    free_bytes: note.free_bytes,
+                },
+                need: PageNeed::ExistingOrZero,
+                extends: false,
+            };
+            if let Err(fault) = self.apply_task(&no_record(note.at), &task) {
+                self.parts.shared.fail(Failure::Page { at: note.at, fault });
+                return;
+            }
+        }
+    }
+
+    fn forget(&mut self, doomed: &Doomed) {
+        self.parts.cache.forget(|key| doomed.holds(key));
+        self.parts.files.close(|fork| doomed.touches(fork));
+        if let Doomed::Relations(relations) = doomed {
+            for relation in relations {
+                self.parts.files.forget_name(*relation);
+            }
+            // Their numbers may get new names before these pages' turn comes.
+            if let Some((keys, _)) = &mut self.restart_point {
+                keys.retain(|key| !doomed.holds(*key));
+            }
+        }
+    }
+
+    fn begin_restart_point(&mut self, answer: Sender<bool>) {
+        self.continue_restart_point(usize::MAX); // one is waited for before the next begins
+        let mut keys = self.parts.cache.all_changed();
+        keys.reverse();
+        self.restart_point = Some((keys, answer));
+    }
+
+    /// Writes the next pages of a restart point. A page that was changed again meanwhile is written
+    /// as it is now: replay from the restart point brings the same changes again.
+    fn continue_restart_point(&mut self, pages_max: usize) {
+        let Some((mut keys, answer)) = self.restart_point.take() else { return };
+        // After a failure pages may be ahead of the failing record: they stay in memory.
+        if self.parts.shared.has_failed() {
+            let _ = answer.send(false);
+            return;
+        }
+        let mut step = keys.split_off(keys.len().saturating_sub(pages_max));
+        step.reverse();
+        match self.write_back.write(&step, &mut self.parts.cache, &mut self.parts.files) {
+            Err(error) => {
+                self.parts.shared.fail(Failure::Sync(error));
+                let _ = answer.send(false);
+            }
+            Ok(()) if keys.is_empty() => {
+                let _ = answer.send(true);
+            }
+            Ok(()) => self.restart_point = Some((keys, answer)),
+        }
+    }
+}
+
+/// Free space belongs to no record: redo of it looks at none.
+fn no_record(at: Lsn) -> Record<'static> {
+    Record {
+        start: at,
+        end: at,
+        header: RecordHeader {
+            total_length: 0,
+            xid: TransactionId::INVALID,
+            prev: Lsn::INVALID,
+            info: 0,
+            rmgr: RmgrId::XLOG,
+            crc: 0,
+        },
+        blocks: Default::default(),
+        main_data: &[],
+        origin: 0,
+        toplevel_xid: TransactionId::INVALID,
+    }
+}

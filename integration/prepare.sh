@@ -1,0 +1,57 @@
+# What demo.sh, test.sh and .ci/run need of the machine. To be sourced, from the top directory.
+
+# Debian packages that are missing are installed when we are root; otherwise the line to type is
+# printed, and that is the end.
+prepare_packages() {
+    local missing=()
+    if [ -z "${WALFERRY_PG_BIN:-}" ] && [ ! -x /usr/lib/postgresql/15/bin/postgres ]; then
+        missing+=(postgresql-15)
+    fi
+    command -v zstd >/dev/null || missing+=(zstd)
+    # Rust links with cc, and the zstd library is C.
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    [ ${#missing[@]} -eq 0 ] && return
+
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "Some programs are missing. Type this, then start again:" >&2
+        echo "    sudo apt-get install --yes --no-install-recommends ${missing[*]}" >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update --quiet
+    # The package would create a cluster and start it. Nobody asked for a server here.
+    if [[ " ${missing[*]} " == *" postgresql-15 "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
+        apt-get install --quiet --yes --no-install-recommends postgresql-common
+        echo "create_main_cluster = false" >>/etc/postgresql-common/createcluster.conf
+    fi
+    apt-get install --quiet --yes --no-install-recommends "${missing[@]}"
+}
+
+# The toolchain that the workspace names, if rustup has it; otherwise any rustc that is new enough.
+prepare_toolchain() {
+    if ! command -v cargo >/dev/null && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+        export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    if ! command -v cargo >/dev/null; then
+        echo "There is no cargo. Install Rust from https://rustup.rs, then start again." >&2
+        exit 1
+    fi
+    local channel minimum found
+    channel=$(sed -n '/^\[workspace.metadata.toolchain\]/,/^\[/s/^channel *= *"\(.*\)"/\1/p' Cargo.toml)
+    minimum=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+    if [ -z "$channel" ] || [ -z "$minimum" ]; then
+        echo "Cargo.toml names no toolchain channel or no rust-version." >&2
+        exit 1
+    fi
+    if command -v rustup >/dev/null && rustup toolchain list | grep --quiet "^$channel-"; then
+        export RUSTUP_TOOLCHAIN="$channel"
+        echo "toolchain: $channel, as Cargo.toml names it"
+        return
+    fi
+    found=$(rustc --version | cut -d ' ' -f 2)
+    if [ "$(printf '%s\n%s\n' "$minimum" "$found" | sort --version-sort | head -n 1)" != "$minimum" ]; then
+        echo "rustc is $found; at least $minimum is needed: rustup toolchain install $channel" >&2
+        exit 1
+    fi
+    echo "toolchain: $found; Cargo.toml names $channel, which rustup does not have here"
+}

@@ -1,0 +1,115 @@
+//! WAL segments in a directory, as one run of bytes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use walfmt::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
+
+/// The unbroken run of one timeline's segments that a directory begins with.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    directory: PathBuf,
+    timeline: Timeline,
+    size: SegmentSize,
+    first: SegmentNumber,
+    /// Behind the last.
+    end: SegmentNumber,
+}
+
+impl Segments {
+    /// Looks which segments of `timeline` are in `directory`.
+    ///
+    /// # Errors
+    /// There is none, or one has not the size it should have.
+    pub fn find(directory: &Path, timeline: Timeline, size: SegmentSize) -> Result<Self> {
+        let mut numbers = BTreeSet::new();
+        let entries = fs::read_dir(directory)
+            .with_context(|| format!("cannot read {}", directory.display()))?;
+        for entry in entries {
+            let entry = entry.context("cannot read a directory entry")?;
+            let name = entry.file_name();
+            let Ok(WalFileName::Segment(segment)) = name.to_string_lossy().parse() else {
+                continue;
+            };
+            if segment.timeline != timeline {
+                continue;
+            }
+            let length = entry.metadata().context("cannot look at a segment")?.len();
+            ensure!(length == size.bytes(), "{segment} has {length} bytes");
+            numbers.insert(segment.number(size).context("a segment of another size")?);
+        }
+        let first = *numbers.first().context("no segments")?;
+        let mut end = first;
+        while numbers.contains(&end) {
+            end = end.next();
+        }
+        Ok(Self { directory: directory.to_owned(), timeline, size, first, end })
+    }
+
+    /// The first position.
+    #[must_use]
+    pub fn start(&self) -> Lsn {
+        self.size.start_of(self.first)
+    }
+
+    /// The position behind the last segment. WAL may end before it.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        self.size.start_of(self.end)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.end.0 - self.first.0
+    }
+
+    /// The segments' size.
+    #[must_use]
+    pub fn size(&self) -> SegmentSize {
+        self.size
+    }
+
+    /// The file of the segment that holds the byte at `lsn`.
+    #[must_use]
+    pub fn path_of(&self, lsn: Lsn) -> PathBuf {
+        let name = SegmentName::new(self.timeline, self.size.segment_of(lsn), self.size);
+        self.directory.join(name.to_string())
+    }
+
+    /// Gives the bytes from `start` to `end` to `take`, in order and in pieces of at most
+    /// `piece_length`, until it answers false.
+    ///
+    /// # Errors
+    /// A segment cannot be read; or `take`'s own.
+    pub fn read(
+        &self,
+        start: Lsn,
+        end: Lsn,
+        piece_length: usize,
+        mut take: impl FnMut(&[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let mut piece = vec![0; piece_length];
+        let mut position = start;
+        while position < end {
+            let path = self.path_of(position);
+            let file =
+                File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let segment_end = end.min(self.size.end_of(self.size.segment_of(position)));
+            while position < segment_end {
+                let left = usize::try_from(segment_end.bytes_since(position)).unwrap_or(usize::MAX);
+                let piece = &mut piece[..left.min(piece_length)];
+                file.read_exact_at(piece, self.size.offset_of(position))
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                position = position.advance(piece.len() as u64);
+                if !take(piece)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}

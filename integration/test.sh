@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# All tests, on a real PostgreSQL 15. None is skipped: what a test needs and does not find is a
+# failure, and tests marked `ignore` run, too. Arguments go to the test runner, for example a name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source integration/prepare.sh
+prepare_packages
+prepare_toolchain
+
+# The end-to-end tests start this binary; built here, none of them waits for the compiler.
+cargo build --locked --package walferry --bin walferry
+
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --locked --workspace --run-ignored all "$@"
+else
+    # One test at a time: the tests with servers share few cores.
+    cargo test --locked --workspace --lib --bins --tests -- --include-ignored --test-threads 1 "$@"
+fi
+[ $# -gt 0 ] || cargo test --locked --workspace --doc

@@ -1,0 +1,131 @@
+//! Handmade records and pages, and a [`PageAccess`] that writes down what it is told.
+
+use std::convert::Infallible;
+
+use walfmt::record::RecordHeader;
+use walfmt::relation::{BlockNumber, ForkNumber, PageId, RelFileLocator, RelFork};
+use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::xlog::Change;
+use walfmt::version::VERSIONS;
+use walfmt::{BLOCK_SIZE, BlockReference, Lsn, Record, TransactionId};
+
+use crate::{Page, PageAccess, PageChange, RedoContext, TransactionStatus, page};
+
+pub(crate) const XID: TransactionId = TransactionId(700);
+pub(crate) const END: Lsn = Lsn(0x1000);
+
+pub(crate) fn context() -> RedoContext {
+    RedoContext { version: &VERSIONS[0], hint_bits_are_logged: true }
+}
+
+pub(crate) fn page_id(fork: ForkNumber, block: BlockNumber) -> PageId {
+    PageId { locator: RelFileLocator { tablespace: 1663, database: 5, relation: 16384 }, fork, block }
+}
+
+pub(crate) fn record<'a>(
+    rmgr: RmgrId,
+    info: u8,
+    main_data: &'a [u8],
+    blocks: &[BlockReference<'a>],
+) -> Record<'a> {
+    Record {
+        start: Lsn(0xF00),
+        end: END,
+        header: RecordHeader {
+            total_length: 0,
+            xid: XID,
+            prev: Lsn(0xE00),
+            info,
+            rmgr,
+            crc: 0,
+        },
+        blocks: blocks.iter().copied().collect(),
+        main_data,
+        origin: 0,
+        toplevel_xid: TransactionId::INVALID,
+    }
+}
+
+pub(crate) fn block(id: u8, page: PageId, data: &[u8]) -> BlockReference<'_> {
+    BlockReference { id, page, will_init: false, image: None, data }
+}
+
+/// A page of a heap with tuples of 32 bytes, all attributes 0xAA.
+pub(crate) fn heap_page(tuples: u16) -> Page {
+    let mut page = [0; BLOCK_SIZE];
+    page::init(&mut page, 0);
+    page::set_lsn(&mut page, Lsn(0x800));
+    let mut tuple = [0xAA; 32];
+    tuple[..24].fill(0);
+    tuple[0] = 3; // xmin
+    tuple[22] = 24; // t_hoff
+    for item in 1..=tuples {
+        page::put_item(&mut page, item, &tuple).expect("room for it");
+    }
+    page
+}
+
+/// Writes down each call, one line each.
+#[derive(Default)]
+pub(crate) struct Calls(pub(crate) Vec<String>);
+
+impl PageAccess for Calls {
+    type Error = Infallible;
+
+    fn change_page(
+        &mut self,
+        _record: &Record<'_>,
+        page: PageId,
+        change: PageChange,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("change {page} {change:?}"));
+        Ok(())
+    }
+
+    fn create_fork(&mut self, fork: RelFork) -> Result<(), Infallible> {
+        self.0.push(format!("create {}{}", fork.locator, fork.fork.file_suffix()));
+        Ok(())
+    }
+
+    fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), Infallible> {
+        self.0.push(format!("cut {}{} to {blocks}", fork.locator, fork.fork.file_suffix()));
+        Ok(())
+    }
+
+    fn drop_relations(
+        &mut self,
+        locators: &mut dyn Iterator<Item = RelFileLocator>,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("drop {:?}", locators.collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    fn set_transaction_status(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        status: TransactionStatus,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("{status:?} {:?}", xids.collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    fn zero_clog_page(&mut self, page: u64) -> Result<(), Infallible> {
+        self.0.push(format!("zero clog {page}"));
+        Ok(())
+    }
+
+    fn truncate_clog(&mut self, page: u64) -> Result<(), Infallible> {
+        self.0.push(format!("cut clog before {page}"));
+        Ok(())
+    }
+
+    fn advance_next_xid(&mut self, xid: TransactionId) -> Result<(), Infallible> {
+        self.0.push(format!("xid {xid}"));
+        Ok(())
+    }
+
+    fn server_state(&mut self, _record: &Record<'_>, change: &Change) -> Result<(), Infallible> {
+        self.0.push(format!("server {change:?}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! Where a record's effects go: to pages, to files, to `pg_xact`, to the server's state.
+
+use walfmt::Record;
+use walfmt::relation::PageId;
+use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::xlog::{self as xlog_records, Change};
+
+use crate::fault::Fault;
+use crate::heap::Clears;
+use crate::{
+    PageAccess, PageChange, RedoContext, RedoError, clog, heap, heap2, smgr, visibilitymap, xact,
+    xlog,
+};
+
+/// Messages for logical decoding; nothing on disk.
+const LOGICAL_MESSAGE: RmgrId = RmgrId(21);
+
+/// Why a record had not all of its effects.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError<E> {
+    /// It cannot be replayed; none of its effects was begun.
+    #[error(transparent)]
+    Redo(#[from] RedoError),
+    /// One of its effects was not taken; those before it were.
+    #[error(transparent)]
+    Access(E),
+}
+
+/// Hands all effects of a record to `access`, in the order that matters: the transaction id, bits
+/// of the visibility map that the record clears without naming the page, block references by
+/// ascending id, then what is not a page.
+///
+/// # Errors
+/// [`RouteError::Redo`] before the first call if the record is not supported or its contents are
+/// not what they can be; [`RouteError::Access`] as soon as a call fails.
+pub fn route<A: PageAccess>(
+    record: &Record<'_>,
+    context: &RedoContext,
+    access: &mut A,
+) -> Result<(), RouteError<A::Error>> {
+    let effect = Effect::read(record, context).map_err(|fault| fault.of(record))?;
+    let clears = implied_clears(record).map_err(|fault| fault.of(record))?;
+    apply(record, &effect, &clears, access).map_err(RouteError::Access)
+}
+
+/// What a record does beside changing the pages of its block references.
+enum Effect<'a> {
+    /// Nothing.
+    None,
+    Transaction(xact::Ended<'a>),
+    Files(smgr::FileChange),
+    Clog(clog::ClogChange),
+    Server(Change),
+}
+
+impl<'a> Effect<'a> {
+    /// Checks that the record can be replayed and reads its effect.
+    fn read(record: &Record<'a>, context: &RedoContext) -> Result<Self, Fault> {
+        if record.origin != 0 {
+            return Err(Fault::Unsupported("progress of a replication origin"));
+        }
+        let effect = match record.header.rmgr {
+            RmgrId::XLOG => return Ok(xlog::read(record)?.map_or(Self::None, Self::Server)),
+            RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
+            RmgrId::HEAP2 => return heap2::check(record).map(|()| Self::None),
+            RmgrId::BTREE => return Ok(Self::None),
+            RmgrId::XACT => xact::read(record, context)?.map_or(Self::None, Self::Transaction),
+            RmgrId::SMGR => Self::Files(smgr::read(record)?),
+            RmgrId::CLOG => Self::Clog(clog::read(record, context)?),
+            RmgrId::STANDBY | LOGICAL_MESSAGE => Self::None,
+            _ => return Err(Fault::Unsupported("records of this resource manager")),
+        };
+        match record.blocks.first() {
+            Some(block) => Err(Fault::corrupt(format!("block reference to {}", block.page))),
+            None => Ok(effect),
+        }
+    }
+}
+
+/// The bits of the visibility map that a record clears on pages it does not refer to.
+fn implied_clears(record: &Record<'_>) -> Result<Clears, Fault> {
+    if record.blocks.iter().any(|block| heap::is_registered_map(record, block)) {
+        return Ok(Clears::new());
+    }
+    heap::clears_of(record)
+}
+
+fn apply<A: PageAccess>(
+    record: &Record<'_>,
+    effect: &Effect<'_>,
+    clears: &Clears,
+    access: &mut A,
+) -> Result<(), A::Error> {
+    if record.header.xid.is_normal() {
+        access.advance_next_xid(record.header.xid)?;
+    }
+    for &(heap_block, bits) in clears {
+        if let Some(heap) = record.block(0) {
+            let heap = PageId { block: heap_block, ..heap.page };
+            let change = PageChange::ClearVisibility { heap_block, bits };
+            access.change_page(record, visibilitymap::visibility_page(heap), change)?;
+        }
+    }
+    let image_may_be_missing = record.header.rmgr == RmgrId::XLOG
+        && record.header.opcode() == xlog_records::FPI_FOR_HINT;
+    for (index, block) in (0_u8..).zip(&record.blocks) {
+        if !(image_may_be_missing && block.image.is_none()) {
+            access.change_page(record, block.page, PageChange::Block(index))?;
+        }
+    }
+    match effect {
+        Effect::None => Ok(()),
+        Effect::Transaction(ended) => ended.apply(record, access),
+        Effect::Files(change) => change.apply(record, access),
+        Effect::Clog(change) => change.apply(access),
+        Effect::Server(change) => access.server_state(record, change),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walfmt::relation::ForkNumber;
+    use walfmt::rmgr::{clog, heap, heap2, smgr, xact};
+
+    use super::*;
+    use crate::fixture::{Calls, block, context, page_id, record};
+
+    fn calls(record: &Record<'_>) -> Vec<String> {
+        let mut calls = Calls::default();
+        route(record, &context(), &mut calls).expect("supported");
+        calls.0
+    }
+
+    fn refusal(record: &Record<'_>) -> String {
+        let mut calls = Calls::default();
+        let error = route(record, &context(), &mut calls).expect_err("refused");
+        assert!(calls.0.is_empty(), "no effect was begun: {:?}", calls.0);
+        error.to_string()
+    }
+
+    #[test]
+    fn bits_are_cleared_before_the_page_is_changed() {
+        let main = [0, 0, 0, 0, 1, 0, 0, heap::delete_flags::ALL_VISIBLE_CLEARED];
+        let blocks = [block(0, page_id(ForkNumber::Main, 40_000), &[])];
+        assert_eq!(
+            calls(&record(RmgrId::HEAP, heap::DELETE, &main, &blocks)),
+            [
+                "xid 700",
+                "change 1663/5/16384_vm block 1 ClearVisibility { heap_block: 40000, bits: 3 }",
+                "change 1663/5/16384 block 40000 Block(0)",
+            ]
+        );
+    }
+
+    #[test]
+    fn registered_map_pages_are_changed_like_others() {
+        let main = [0, 0, 0, 0, 1, 0, 0, heap::LOCK_ALL_FROZEN_CLEARED];
+        let blocks = [
+            block(0, page_id(ForkNumber::Main, 7), &[]),
+            block(1, page_id(ForkNumber::VisibilityMap, 0), &[]),
+        ];
+        assert_eq!(
+            calls(&record(RmgrId::HEAP, heap::LOCK, &main, &blocks)),
+            [
+                "xid 700",
+                "change 1663/5/16384 block 7 Block(0)",
+                "change 1663/5/16384_vm block 0 Block(1)",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_update_clears_bits_of_both_its_pages() {
+        let mut main = [0; 14];
+        main[7] = heap::update_flags::OLD_ALL_VISIBLE_CLEARED
+            | heap::update_flags::NEW_ALL_VISIBLE_CLEARED;
+        let blocks = [
+            block(0, page_id(ForkNumber::Main, 9), &[]),
+            block(1, page_id(ForkNumber::Main, 4), &[]),
+        ];
+        assert_eq!(
+            calls(&record(RmgrId::HEAP, heap::UPDATE, &main, &blocks))[1..3],
+            [
+                "change 1663/5/16384_vm block 0 ClearVisibility { heap_block: 4, bits: 3 }",
+                "change 1663/5/16384_vm block 0 ClearVisibility { heap_block: 9, bits: 3 }",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_commit_sets_status_and_drops_files() {
+        let mut main = vec![0; 8];
+        main.extend((xact::xinfo::SUBXACTS | xact::xinfo::RELFILENODES).to_le_bytes());
+        main.extend([2, 0, 0, 0, 189, 2, 0, 0, 190, 2, 0, 0]);
+        main.extend([1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(
+            calls(&record(RmgrId::XACT, xact::COMMIT | xact::HAS_INFO, &main, &[])),
+            ["xid 700", "xid 702", "Committed [700, 701, 702]", "drop [1/2/3]"]
+        );
+        assert_eq!(
+            calls(&record(RmgrId::XACT, xact::ABORT, &[0; 8], &[])),
+            ["xid 700", "Aborted [700]"]
+        );
+    }
+
+    #[test]
+    fn a_truncation_cuts_the_maps_too() {
+        let mut main = 5000_u32.to_le_bytes().to_vec();
+        main.extend([1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(
+            calls(&record(RmgrId::SMGR, smgr::TRUNCATE, &main, &[])),
+            [
+                "xid 700",
+                "create 1/2/3",
+                "change 1/2/3_fsm block 3 TruncateFreeSpace { heap_blocks: 5000 }",
+                "change 1/2/3_vm block 0 TruncateVisibility { heap_blocks: 5000 }",
+                "cut 1/2/3 to 5000",
+                "cut 1/2/3_fsm to 4",
+                "cut 1/2/3_vm to 1",
+            ]
+        );
+        main[..4].fill(0);
+        assert_eq!(
+            calls(&record(RmgrId::SMGR, smgr::TRUNCATE, &main, &[]))[1..],
+            ["create 1/2/3", "cut 1/2/3 to 0", "cut 1/2/3_fsm to 2", "cut 1/2/3_vm to 0"]
+        );
+    }
+
+    #[test]
+    fn pg_xact_grows_and_shrinks() {
+        let zero = record(RmgrId::CLOG, clog::ZEROPAGE, &[2, 0, 0, 0], &[]);
+        assert_eq!(calls(&zero)[1..], ["zero clog 2"]);
+        let main = [3, 0, 0, 0, 9, 0, 0, 0, 5, 0, 0, 0];
+        let truncate = record(RmgrId::CLOG, clog::TRUNCATE, &main, &[]);
+        assert_eq!(calls(&truncate)[1..], ["cut clog before 3"]);
+    }
+
+    #[test]
+    fn a_hint_may_have_no_image_and_other_images_may_not() {
+        let blocks = [block(0, page_id(ForkNumber::Main, 1), &[])];
+        let hint = record(RmgrId::XLOG, xlog_records::FPI_FOR_HINT, &[], &blocks);
+        assert_eq!(calls(&hint), ["xid 700"]);
+        let image = record(RmgrId::XLOG, xlog_records::FPI, &[], &blocks);
+        assert!(refusal(&image).contains("no image of 1663/5/16384 block 1"));
+    }
+
+    #[test]
+    fn what_is_not_supported_has_no_effect_at_all() {
+        let prepare = record(RmgrId::XACT, xact::PREPARE, &[], &[]);
+        assert!(refusal(&prepare).contains("prepared transactions"));
+        let mut main = [0; 28];
+        main[8..12].copy_from_slice(&xact::xinfo::ORIGIN.to_le_bytes());
+        let origin = record(RmgrId::XACT, xact::COMMIT | xact::HAS_INFO, &main, &[]);
+        assert!(refusal(&origin).contains("replication origin"));
+        let rewrite = record(RmgrId::HEAP2, heap2::REWRITE, &[], &[]);
+        assert!(refusal(&rewrite).contains("mapping files"));
+        for rmgr in (4..=20).filter(|rmgr| !(8..=11).contains(rmgr)).chain([128, 255]) {
+            let record = record(RmgrId(rmgr), 0, &[], &[]);
+            assert!(refusal(&record).contains("this resource manager"), "{rmgr}");
+        }
+        assert_eq!(calls(&record(LOGICAL_MESSAGE, 0, &[], &[])), ["xid 700"]);
+    }
+
+    #[test]
+    fn contradictions_have_no_effect_at_all() {
+        let main = [1, 0, 0];
+        let heap_page = block(0, page_id(ForkNumber::Main, 0), &[]);
+        let init = record(RmgrId::HEAP, heap::INSERT | heap::INIT_PAGE, &main, &[heap_page]);
+        assert!(refusal(&init).contains("whether the page is new"));
+        assert!(refusal(&record(RmgrId::HEAP, heap::INSERT, &main, &[])).contains("missing"));
+        let map = block(0, page_id(ForkNumber::VisibilityMap, 1), &[]);
+        let heap_page = block(1, page_id(ForkNumber::Main, 5), &[]);
+        let visible = record(RmgrId::HEAP2, heap2::VISIBLE, &[0, 0, 0, 0, 1], &[map, heap_page]);
+        assert!(refusal(&visible).contains("whose bits are on 1663/5/16384_vm block 0"));
+    }
+}
