@@ -3,8 +3,8 @@
 //! memory, and after each record its pages are held against these images. At the end every page of
 //! every relation, and `pg_xact`, are held against the files of the server, now shut down.
 //!
-//! Beside it stands the negative control: one replayed page is spoiled by one bit, and that must be
-//! noticed at that very record.
+//! Beside it stand negative controls: one replayed page is spoiled by one bit, which must be noticed
+//! at that very record; one rule is left out; one page is spoiled before the last comparison.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -77,17 +77,28 @@ fn judge(data_checksums: bool, wal_compression: &str) -> Result<()> {
     replay.report.ensure_covered()?;
     replay.compare_with_files(leader.data_directory())?;
 
-    let redone = replay.report.comparable;
-    ensure!(redone > 10_000, "only {redone} pages were redone and compared");
-    for nth in [1, redone / 3, redone / 2, redone - 1] {
+    let compared = replay.report.comparable;
+    ensure!(compared > 10_000, "only {compared} pages were redone and compared");
+    for nth in [1, compared / 3, compared / 2, compared - 1] {
         let mut control = Replay::new(&backup, &wal);
-        control.spoil_nth = Some(nth);
+        control.fault = Some(Fault::Bit { nth });
         control.run(&wal)?;
         let (spoiled, noticed) = (control.spoiled_at, control.noticed_at);
         ensure!(spoiled.is_some(), "negative control: nothing was spoiled");
         ensure!(spoiled == noticed, "spoiled at {spoiled:?}, noticed at {noticed:?}");
     }
-    println!("negative control: 4 faults injected, 4 noticed");
+    let mut control = Replay::new(&backup, &wal);
+    control.fault = Some(Fault::NoImpliedClears);
+    control.run(&wal)?;
+    ensure!(control.noticed_at.is_some(), "bits that were not cleared went unnoticed");
+    let of_catalog = |id: &PageId| id.locator.relation < 16384 && id.fork == ForkNumber::Main;
+    let page = replay.pages.iter_mut().find(|(id, _)| of_catalog(id));
+    spoil(page.context("no page of a catalog was changed")?.1);
+    ensure!(
+        replay.compare_with_files(leader.data_directory()).is_err(),
+        "a spoiled page is not noticed when compared with the server's files"
+    );
+    println!("negative control: 6 faults injected, 6 noticed");
     Ok(())
 }
 
@@ -279,6 +290,15 @@ impl fmt::Display for Report {
     }
 }
 
+/// What a negative control does wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Flips a bit of the nth page that is redone and compared.
+    Bit { nth: u64 },
+    /// Leaves out what records imply about the visibility map.
+    NoImpliedClears,
+}
+
 /// A cluster's pages in memory: those of a base backup and what was made of them.
 struct Replay {
     backup: PathBuf,
@@ -291,8 +311,8 @@ struct Replay {
     mismatches: Vec<String>,
     next_xid: TransactionId,
     saw_backup_end: bool,
-    /// Negative control: spoil the page of the nth comparison to come.
-    spoil_nth: Option<u64>,
+    /// Negative control.
+    fault: Option<Fault>,
     spoiled_at: Option<Lsn>,
     noticed_at: Option<Lsn>,
 }
@@ -320,7 +340,7 @@ impl Replay {
             mismatches: Vec::new(),
             next_xid: TransactionId::FIRST_NORMAL,
             saw_backup_end: false,
-            spoil_nth: None,
+            fault: None,
             spoiled_at: None,
             noticed_at: None,
         }
@@ -343,7 +363,7 @@ impl Replay {
                     let record = Record::decode(&raw, wal.version)
                         .with_context(|| format!("record at {}", raw.start))?;
                     self.replay(&record)?;
-                    if self.noticed_at.is_some() && self.spoil_nth.is_some() {
+                    if self.noticed_at.is_some() && self.fault.is_some() {
                         return Ok(());
                     }
                 }
@@ -401,7 +421,8 @@ impl Replay {
         if redone {
             self.report.comparable += 1;
         }
-        if self.spoil_nth == Some(self.report.comparable) && self.spoiled_at.is_none() {
+        let nth = self.report.comparable;
+        if self.fault == Some(Fault::Bit { nth }) && self.spoiled_at.is_none() {
             spoil(page);
             self.spoiled_at = Some(record.start);
         }
@@ -563,6 +584,10 @@ impl PageAccess for Replay {
     type Error = anyhow::Error;
 
     fn change_page(&mut self, record: &Record<'_>, id: PageId, change: PageChange) -> Result<()> {
+        let implied = matches!(change, PageChange::ClearVisibility { .. });
+        if implied && self.fault == Some(Fault::NoImpliedClears) {
+            return Ok(());
+        }
         let need = page_need(record, change);
         let blocks = self.fork(id.rel_fork())?.blocks;
         if id.block >= blocks {
@@ -659,11 +684,12 @@ impl PageAccess for Replay {
     }
 }
 
-/// Flips one bit of the first item, or of the special space if there is none.
+/// Flips one bit that no mask covers: of the first item, or of the page's version if there is none.
 fn spoil(page: &mut Page) {
+    const PD_PAGESIZE_VERSION: usize = 18;
     let mut items = 1..=page::max_offset(page);
     let item = items.find_map(|item| walfmt::page::item_range(page, item).ok());
-    page[item.map_or(BLOCK_SIZE - 16, |range| range.start)] ^= 1;
+    page[item.map_or(PD_PAGESIZE_VERSION, |range| range.start)] ^= 1;
 }
 
 /// The first places where two pages differ.

@@ -70,7 +70,11 @@ impl Files {
     }
 
     /// Reads a page; `false` if the file does not reach it. What is missing of a page cut short
-    /// reads as zeros. A missing file is made if `create` says so.
+    /// reads as zeros.
+    ///
+    /// With `create` a missing page is made, and its file. It is written at once: a later cut of
+    /// the fork must find the length it has, whether the page was ever written back or not. (Not by
+    /// setting the file's length: another worker may be making a page further on.)
     pub(crate) fn read(
         &mut self,
         key: PageKey,
@@ -108,6 +112,11 @@ impl Files {
             }
         }
         page[filled..].fill(0);
+        if create && filled == 0 {
+            open.file
+                .write_all_at(page, offset)
+                .map_err(|error| FileError::of("write", &path())(error))?;
+        }
         Ok(filled > 0)
     }
 

@@ -74,8 +74,11 @@ pub struct Store {
     shared: Arc<Shared>,
     identity: StoreIdentity,
     replay_from: Lsn,
-    /// After an unclean stop pages may be of any time up to one that only the archive knows.
+    /// `false` after an unclean stop: pages may be of any time up to one that only the archive
+    /// knows.
     pages_are_bounded: bool,
+    /// [`applied`](Self::applied) when consistency was last looked at.
+    looked_at: Lsn,
 }
 
 impl Store {
@@ -137,15 +140,16 @@ impl Store {
         self.dispatcher.counters()
     }
 
-    /// Whether the store was not closed before it was opened. Then it does not become consistent
-    /// before [`set_consistent_after`](Self::set_consistent_after) was called.
+    /// Whether it is known up to where pages may have been changed. It is not after an unclean
+    /// stop: then the store does not become consistent before
+    /// [`set_consistent_after`](Self::set_consistent_after) was called.
     #[must_use]
     pub const fn pages_are_bounded(&self) -> bool {
         self.pages_are_bounded
     }
 
     /// Says, after an unclean stop, up to where pages may have been changed: the end of the last
-    /// record that the archive held when the store was opened. Kept durably.
+    /// whole record that the archive held when the store was opened. Kept durably.
     ///
     /// # Errors
     /// [`ReplayError`] if the control file cannot be written.
@@ -163,7 +167,9 @@ impl Store {
     /// are applied then, and no page has an LSN beyond its start. If a worker failed at a page, see
     /// [`ReplayError::Page`]. After an error replay goes on only when the store is opened anew.
     pub fn replay(&mut self, record: &RawRecord<'_>) -> Result<(), ReplayError> {
-        self.dispatcher.replay(record)
+        self.dispatcher.replay(record)?;
+        self.look_for_consistency();
+        Ok(())
     }
 
     /// Hands partly filled batches to the workers. To be called when there is nothing to replay at
@@ -173,10 +179,7 @@ impl Store {
     /// [`ReplayError`] for a record before.
     pub fn hand_over(&mut self) -> Result<(), ReplayError> {
         self.dispatcher.hand_over()?;
-        // The earliest moment counts: from it on a missing page is an error.
-        if !self.shared.invalid_pages.is_consistent() {
-            drop(self.consistency());
-        }
+        self.look_for_consistency();
         Ok(())
     }
 
@@ -302,6 +305,19 @@ impl Store {
         released.map_err(|source| ReplayError::File { at, source })
     }
 
+    /// Notices early that the store is consistent: from then on a missing page is an error.
+    fn look_for_consistency(&mut self) {
+        if self.shared.invalid_pages.is_consistent() {
+            return;
+        }
+        let applied = self.applied();
+        if applied != self.looked_at {
+            self.looked_at = applied;
+            // Why it is not is for those who ask.
+            let _ = self.consistency();
+        }
+    }
+
     fn open_locked(
         config: &StoreConfig,
         layout: &Layout,
@@ -361,6 +377,7 @@ impl Store {
             identity,
             replay_from: checkpoint.redo,
             pages_are_bounded: !after_unclean_stop,
+            looked_at: Lsn::INVALID,
         })
     }
 }

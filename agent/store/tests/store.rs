@@ -174,7 +174,7 @@ fn truncate_drop_and_create_again() {
     let pages: Vec<_> = files["base/5/16384"].chunks(BLOCK_SIZE).map(|page| page[100]).collect();
     assert_eq!(pages, [0, 7, 0, 0, 0, 8], "block 9 is gone, what it had behind the cut too");
     assert_eq!(files["base/5/16385"][100], 9);
-    assert_eq!(files["pg_xact/0000"][900 / 4] >> (2 * (900 % 4)) & 3, 1);
+    assert_eq!(files["pg_xact/0000"][900 / 4] & 3, 1);
 }
 
 #[test]

@@ -90,30 +90,9 @@ mod tests {
     #[test]
     fn bits_of_a_transaction() {
         let place = |xid| ClogPosition::of(TransactionId(xid));
-        assert_eq!(
-            place(3),
-            ClogPosition {
-                page: 0,
-                byte: 0,
-                shift: 6
-            }
-        );
-        assert_eq!(
-            place(32_768 + 5),
-            ClogPosition {
-                page: 1,
-                byte: 1,
-                shift: 2
-            }
-        );
-        assert_eq!(
-            place(u32::MAX),
-            ClogPosition {
-                page: CLOG_PAGE_MAX,
-                byte: 8191,
-                shift: 6
-            }
-        );
+        assert_eq!(place(3), ClogPosition { page: 0, byte: 0, shift: 6 });
+        assert_eq!(place(32_768 + 5), ClogPosition { page: 1, byte: 1, shift: 2 });
+        assert_eq!(place(u32::MAX), ClogPosition { page: CLOG_PAGE_MAX, byte: 8191, shift: 6 });
         assert_eq!(CLOG_PAGE_MAX, 131_071);
     }
 

@@ -19,7 +19,11 @@ pub(crate) fn context() -> RedoContext {
 }
 
 pub(crate) fn page_id(fork: ForkNumber, block: BlockNumber) -> PageId {
-    PageId { locator: RelFileLocator { tablespace: 1663, database: 5, relation: 16384 }, fork, block }
+    PageId {
+        locator: RelFileLocator { tablespace: 1663, database: 5, relation: 16384 },
+        fork,
+        block,
+    }
 }
 
 pub(crate) fn record<'a>(
@@ -31,14 +35,7 @@ pub(crate) fn record<'a>(
     Record {
         start: Lsn(0xF00),
         end: END,
-        header: RecordHeader {
-            total_length: 0,
-            xid: XID,
-            prev: Lsn(0xE00),
-            info,
-            rmgr,
-            crc: 0,
-        },
+        header: RecordHeader { total_length: 0, xid: XID, prev: Lsn(0xE00), info, rmgr, crc: 0 },
         blocks: blocks.iter().copied().collect(),
         main_data,
         origin: 0,

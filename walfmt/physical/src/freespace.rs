@@ -86,11 +86,8 @@ const fn bottom_block(page: u32) -> BlockNumber {
 /// Notes a heap block's free space; says whether the page changed (`XLogRecordPageWithFreeSpace`).
 pub(crate) fn record(page: &mut Page, heap_block: BlockNumber, free_bytes: u16) -> bool {
     let initialized = init_if_new(page);
-    let value = if free_bytes >= REQUEST_MAX {
-        255
-    } else {
-        (free_bytes / CATEGORY_STEP).min(254) as u8
-    };
+    let value =
+        if free_bytes >= REQUEST_MAX { 255 } else { (free_bytes / CATEGORY_STEP).min(254) as u8 };
     let nodes = &mut page[NODES_AT..];
     let slot = INNER_NODES + (heap_block % SLOTS_PER_PAGE) as usize;
     if nodes[slot] == value && value <= nodes[0] {

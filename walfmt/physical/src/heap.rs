@@ -186,8 +186,7 @@ fn update(
     page: &mut Page,
 ) -> Result<(), Fault> {
     let same_page = record.block(1).is_none();
-    let new_tid =
-        ItemPointer { block: block_0(record)?.page.block, offset: update.new_offnum };
+    let new_tid = ItemPointer { block: block_0(record)?.page.block, offset: update.new_offnum };
     if block.id == 1 || same_page {
         let mut tuple = Tuple::normal(page, update.old_offnum)?;
         tuple.set_xmax_bits(update.old_infobits);
@@ -204,7 +203,8 @@ fn update(
     if block.id == 0 {
         let updated = UpdatedTuple::read(block.data, update.flags)?;
         let old = same_page.then_some(update.old_offnum);
-        let tuple = updated_tuple(record.header.xid, update.new_xmax, new_tid, &updated, old, page)?;
+        let tuple =
+            updated_tuple(record.header.xid, update.new_xmax, new_tid, &updated, old, page)?;
         page::put_item(page, update.new_offnum, &tuple)?;
         if update.flags & update_flags::NEW_ALL_VISIBLE_CLEARED != 0 {
             clear_all_visible(page);

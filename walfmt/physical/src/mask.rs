@@ -12,9 +12,8 @@
 
 use walfmt::bytes::{put, u16_at};
 use walfmt::page::{
-    HEAP_XMAX_COMMITTED, HEAP_XMAX_INVALID, HEAP_XMIN_FROZEN, HeapTupleHeader,
-    ItemPointer, PD_ALL_VISIBLE, PD_HAS_FREE_LINES, PD_PAGE_FULL, PageError,
-    bounds, max_align,
+    HEAP_XMAX_COMMITTED, HEAP_XMAX_INVALID, HEAP_XMIN_FROZEN, HeapTupleHeader, ItemPointer,
+    PD_ALL_VISIBLE, PD_HAS_FREE_LINES, PD_PAGE_FULL, PageError, bounds, max_align,
 };
 use walfmt::relation::{BLOCK_SIZE, PageId};
 use walfmt::rmgr::RmgrId;

@@ -101,8 +101,8 @@ fn apply<A: PageAccess>(
             access.change_page(record, visibilitymap::visibility_page(heap), change)?;
         }
     }
-    let image_may_be_missing = record.header.rmgr == RmgrId::XLOG
-        && record.header.opcode() == xlog_records::FPI_FOR_HINT;
+    let image_may_be_missing =
+        record.header.rmgr == RmgrId::XLOG && record.header.opcode() == xlog_records::FPI_FOR_HINT;
     for (index, block) in (0_u8..).zip(&record.blocks) {
         if !(image_may_be_missing && block.image.is_none()) {
             access.change_page(record, block.page, PageChange::Block(index))?;

@@ -121,12 +121,7 @@ impl<'a> TupleImage<'a> {
         let infomask = cursor.u16("t_infomask")?;
         let hoff = cursor.u8("t_hoff")?;
         let bytes = cursor.take(cursor.rest().len(), "tuple")?;
-        Ok(Self {
-            infomask2,
-            infomask,
-            hoff,
-            bytes,
-        })
+        Ok(Self { infomask2, infomask, hoff, bytes })
     }
 }
 
@@ -146,10 +141,7 @@ impl Insert {
     /// [`CursorError`] if it is too short.
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
-        Ok(Self {
-            offnum: cursor.u16("offnum")?,
-            flags: cursor.u8("flags")?,
-        })
+        Ok(Self { offnum: cursor.u16("offnum")?, flags: cursor.u8("flags")? })
     }
 }
 
@@ -251,20 +243,12 @@ impl<'a> UpdatedTuple<'a> {
     pub fn read(block_data: &'a [u8], flags: u8) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(block_data);
         let mut length = |flag: u8, field| {
-            if flags & flag == 0 {
-                Ok(0)
-            } else {
-                cursor.u16(field)
-            }
+            if flags & flag == 0 { Ok(0) } else { cursor.u16(field) }
         };
         let prefix_length = length(update_flags::PREFIX_FROM_OLD, "prefixlen")?;
         let suffix_length = length(update_flags::SUFFIX_FROM_OLD, "suffixlen")?;
         let tuple = TupleImage::read(&mut cursor)?;
-        Ok(Self {
-            prefix_length,
-            suffix_length,
-            tuple,
-        })
+        Ok(Self { prefix_length, suffix_length, tuple })
     }
 }
 
@@ -330,9 +314,7 @@ impl Truncate {
         let count = cursor.count(4, "nrelids")?;
         let flags = cursor.u8("flags")?;
         cursor.take(3, "padding")?;
-        let relations = (0..count)
-            .map(|_| cursor.u32("relid"))
-            .collect::<Result<_, _>>()?;
+        let relations = (0..count).map(|_| cursor.u32("relid")).collect::<Result<_, _>>()?;
         Ok(Self {
             database,
             cascade: flags & 0x01 != 0,

@@ -117,10 +117,7 @@ impl<'a> Prune<'a> {
 
     /// Line pointers that become redirections: (from, to).
     pub fn redirected(&self) -> impl Iterator<Item = (u16, u16)> + 'a {
-        self.redirected
-            .0
-            .chunks_exact(4)
-            .map(|pair| (u16_at(pair, 0), u16_at(pair, 2)))
+        self.redirected.0.chunks_exact(4).map(|pair| (u16_at(pair, 0), u16_at(pair, 2)))
     }
 }
 
@@ -130,9 +127,7 @@ impl<'a> Prune<'a> {
 /// [`CursorError`] if either is too short.
 pub fn read_vacuum<'a>(main_data: &[u8], block_data: &'a [u8]) -> Result<Offsets<'a>, CursorError> {
     let count = usize::from(Cursor::new(main_data).u16("nunused")?);
-    Ok(Offsets(
-        Cursor::new(block_data).take(count * 2, "nowunused")?,
-    ))
+    Ok(Offsets(Cursor::new(block_data).take(count * 2, "nowunused")?))
 }
 
 /// What freezing makes of one tuple (`xl_heap_freeze_tuple`).
@@ -173,15 +168,13 @@ impl<'a> FreezePage<'a> {
 
     /// What becomes of each tuple.
     pub fn plans(&self) -> impl Iterator<Item = FreezePlan> + 'a {
-        self.plans
-            .chunks_exact(FREEZE_PLAN_SIZE)
-            .map(|plan| FreezePlan {
-                xmax: TransactionId(u32_at(plan, 0)),
-                offnum: u16_at(plan, 4),
-                infomask2: u16_at(plan, 6),
-                infomask: u16_at(plan, 8),
-                flags: u8_at(plan, 10),
-            })
+        self.plans.chunks_exact(FREEZE_PLAN_SIZE).map(|plan| FreezePlan {
+            xmax: TransactionId(u32_at(plan, 0)),
+            offnum: u16_at(plan, 4),
+            infomask2: u16_at(plan, 6),
+            infomask: u16_at(plan, 8),
+            flags: u8_at(plan, 10),
+        })
     }
 }
 
@@ -230,17 +223,11 @@ impl<'a> MultiInsert<'a> {
         cursor.u8("padding")?;
         let tuple_count = cursor.u16("ntuples")?;
         let offsets = if info & INIT_PAGE == 0 {
-            Some(Offsets(
-                cursor.take(usize::from(tuple_count) * 2, "offsets")?,
-            ))
+            Some(Offsets(cursor.take(usize::from(tuple_count) * 2, "offsets")?))
         } else {
             None
         };
-        Ok(Self {
-            flags,
-            tuple_count,
-            offsets,
-        })
+        Ok(Self { flags, tuple_count, offsets })
     }
 
     /// The inserted tuples with their line pointers, from the data of block 0.
@@ -283,15 +270,7 @@ impl<'b> MultiInsertTuples<'_, 'b> {
         if self.next == self.count {
             self.cursor.clone().finish("the last tuple")?;
         }
-        Ok((
-            offnum,
-            TupleImage {
-                infomask2,
-                infomask,
-                hoff,
-                bytes,
-            },
-        ))
+        Ok((offnum, TupleImage { infomask2, infomask, hoff, bytes }))
     }
 }
 
@@ -317,10 +296,7 @@ mod tests {
     #[test]
     fn prune_splits_its_offsets() {
         let main = [0, 0, 0, 0, 1, 0, 2, 0];
-        let data: Vec<u8> = [1_u16, 2, 3, 4, 5, 6]
-            .iter()
-            .flat_map(|o| o.to_le_bytes())
-            .collect();
+        let data: Vec<u8> = [1_u16, 2, 3, 4, 5, 6].iter().flat_map(|o| o.to_le_bytes()).collect();
         let prune = Prune::read(&main, &data).expect("long enough");
         assert_eq!(prune.redirected().collect::<Vec<_>>(), [(1, 2)]);
         assert_eq!(prune.dead.iter().collect::<Vec<_>>(), [3, 4]);
@@ -334,29 +310,13 @@ mod tests {
         let mut data = vec![2, 0, 1, 0, 2, 0, 24, 0xA0, 0xA1]; // 9 bytes, then one of padding
         data.extend([0, 1, 0, 1, 0, 2, 0, 24, 0xB0]);
         let insert = MultiInsert::read(&main, MULTI_INSERT).expect("long enough");
-        let tuples: Vec<_> = insert
-            .tuples(&data)
-            .map(|t| t.expect("long enough"))
-            .collect();
-        assert_eq!(
-            tuples.iter().map(|(offnum, _)| *offnum).collect::<Vec<_>>(),
-            [7, 9]
-        );
+        let tuples: Vec<_> = insert.tuples(&data).map(|t| t.expect("long enough")).collect();
+        assert_eq!(tuples.iter().map(|(offnum, _)| *offnum).collect::<Vec<_>>(), [7, 9]);
         assert_eq!(tuples[1].1.bytes, [0xB0]);
 
         data.push(0);
-        assert!(
-            insert.tuples(&data).any(|tuple| tuple.is_err()),
-            "a byte too many"
-        );
+        assert!(insert.tuples(&data).any(|tuple| tuple.is_err()), "a byte too many");
         let init = MultiInsert::read(&main, MULTI_INSERT | INIT_PAGE).expect("long enough");
-        assert_eq!(
-            init.tuples(&data)
-                .next()
-                .expect("one")
-                .expect("long enough")
-                .0,
-            1
-        );
+        assert_eq!(init.tuples(&data).next().expect("one").expect("long enough").0, 1);
     }
 }

@@ -57,9 +57,7 @@ impl<'a> RunningXacts<'a> {
         let next_xid = TransactionId(cursor.u32("nextXid")?);
         let oldest_running_xid = TransactionId(cursor.u32("oldestRunningXid")?);
         let latest_completed_xid = TransactionId(cursor.u32("latestCompletedXid")?);
-        let length = toplevel_count
-            .saturating_add(subxid_count)
-            .saturating_mul(4);
+        let length = toplevel_count.saturating_add(subxid_count).saturating_mul(4);
         let xids = cursor.take(length, "xids")?;
         Ok(Self {
             subxid_overflow,
@@ -73,8 +71,6 @@ impl<'a> RunningXacts<'a> {
 
     /// The running transactions, top-level ones first.
     pub fn xids(&self) -> impl Iterator<Item = TransactionId> + 'a {
-        self.xids
-            .chunks_exact(4)
-            .map(|xid| TransactionId(u32_at(xid, 0)))
+        self.xids.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
     }
 }

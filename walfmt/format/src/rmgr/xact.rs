@@ -93,11 +93,7 @@ impl<'a> End<'a> {
     pub fn read(main_data: &'a [u8], info: u8, version: &Version) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         let time = cursor.i64("xact_time")?;
-        let xinfo = if info & HAS_INFO == 0 {
-            0
-        } else {
-            cursor.u32("xinfo")?
-        };
+        let xinfo = if info & HAS_INFO == 0 { 0 } else { cursor.u32("xinfo")? };
         let has = |bit: u32| xinfo & bit != 0;
         let database = if has(xinfo::DBINFO) {
             Some((cursor.u32("dbId")?, cursor.u32("tsId")?))
@@ -113,11 +109,7 @@ impl<'a> End<'a> {
         };
         let subxacts = array(has(xinfo::SUBXACTS), 4, "nsubxacts")?;
         let locators = array(has(xinfo::RELFILENODES), LOCATOR_SIZE, "nrels")?;
-        array(
-            has(xinfo::DROPPED_STATS),
-            version.dropped_stats_item_size,
-            "nitems",
-        )?;
+        array(has(xinfo::DROPPED_STATS), version.dropped_stats_item_size, "nitems")?;
         array(has(xinfo::INVALS), INVALIDATION_SIZE, "nmsgs")?;
         let mut twophase_xid = None;
         let mut gid = None;
@@ -130,42 +122,26 @@ impl<'a> End<'a> {
             }
         }
         let origin = if has(xinfo::ORIGIN) {
-            Some((
-                Lsn(cursor.u64("origin_lsn")?),
-                cursor.i64("origin_timestamp")?,
-            ))
+            Some((Lsn(cursor.u64("origin_lsn")?), cursor.i64("origin_timestamp")?))
         } else {
             None
         };
         cursor.finish("the last part of a transaction's end")?;
-        Ok(Self {
-            time,
-            xinfo,
-            database,
-            subxacts,
-            locators,
-            twophase_xid,
-            gid,
-            origin,
-        })
+        Ok(Self { time, xinfo, database, subxacts, locators, twophase_xid, gid, origin })
     }
 
     /// The subtransactions that share this outcome.
     pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
-        self.subxacts
-            .chunks_exact(4)
-            .map(|xid| TransactionId(u32_at(xid, 0)))
+        self.subxacts.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
     }
 
     /// The relations whose files are removed.
     pub fn dropped_relations(&self) -> impl Iterator<Item = RelFileLocator> + 'a {
-        self.locators
-            .chunks_exact(LOCATOR_SIZE)
-            .map(|locator| RelFileLocator {
-                tablespace: u32_at(locator, 0),
-                database: u32_at(locator, 4),
-                relation: u32_at(locator, 8),
-            })
+        self.locators.chunks_exact(LOCATOR_SIZE).map(|locator| RelFileLocator {
+            tablespace: u32_at(locator, 0),
+            database: u32_at(locator, 4),
+            relation: u32_at(locator, 8),
+        })
     }
 
     /// Whether any relation's files are removed.
@@ -192,17 +168,12 @@ impl<'a> Assignment<'a> {
         let mut cursor = Cursor::new(main_data);
         let top = TransactionId(cursor.u32("xtop")?);
         let count = cursor.count(4, "nsubxacts")?;
-        Ok(Self {
-            top,
-            subxacts: cursor.take(count * 4, "xsub")?,
-        })
+        Ok(Self { top, subxacts: cursor.take(count * 4, "xsub")? })
     }
 
     /// Its subtransactions.
     pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
-        self.subxacts
-            .chunks_exact(4)
-            .map(|xid| TransactionId(u32_at(xid, 0)))
+        self.subxacts.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
     }
 }
 
@@ -237,11 +208,7 @@ mod tests {
         let end = End::read(&main, COMMIT | HAS_INFO, &VERSIONS[0]).expect("well formed");
         assert_eq!(end.database, Some((5, 6)));
         assert_eq!(end.subxacts().collect::<Vec<_>>(), [TransactionId(9)]);
-        let dropped = RelFileLocator {
-            tablespace: 1,
-            database: 2,
-            relation: 3,
-        };
+        let dropped = RelFileLocator { tablespace: 1, database: 2, relation: 3 };
         assert_eq!(end.dropped_relations().collect::<Vec<_>>(), [dropped]);
         assert_eq!(end.twophase_xid, Some(TransactionId(7)));
         assert_eq!(end.gid, Some(&b"name"[..]));

@@ -289,18 +289,13 @@ impl Change {
             NOOP | FPI | FPI_FOR_HINT => Self::Noop,
             NEXTOID => Self::NextOid(cursor.u32("nextOid")?),
             SWITCH => Self::Switch,
-            BACKUP_END => Self::BackupEnd {
-                start_point: Lsn(cursor.u64("startpoint")?),
-            },
+            BACKUP_END => Self::BackupEnd { start_point: Lsn(cursor.u64("startpoint")?) },
             PARAMETER_CHANGE => Self::ParameterChange(read_parameter_change(&mut cursor)?),
             RESTORE_POINT => {
                 let time = cursor.i64("rp_time")?;
                 let name = cursor.take(RESTORE_POINT_NAME_SIZE, "rp_name")?;
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                Self::RestorePoint {
-                    time,
-                    name: name.to_vec(),
-                }
+                Self::RestorePoint { time, name: name.to_vec() }
             }
             FPW_CHANGE => Self::FullPageWrites(cursor.u8("fullPageWrites")? != 0),
             END_OF_RECOVERY => Self::EndOfRecovery {
