@@ -56,6 +56,8 @@ pub(crate) struct Dispatcher {
 
     /// Buffers that workers may still read, oldest first.
     lent_records: VecDeque<Arc<RecordBuffer>>,
+    /// Emptied buffers and task lists, to be filled again.
+    spare_records: Vec<RecordBuffer>,
     spare_tasks: Vec<Vec<Task>>,
 
     /// The end of the last record that was accepted.
@@ -112,6 +114,7 @@ impl Dispatcher {
             staged: Vec::new(),
             staged_record: None,
             lent_records: VecDeque::new(),
+            spare_records: Vec::new(),
             spare_tasks: Vec::new(),
             dispatched: parts.checkpoint.redo,
             handed_over: vec![parts.checkpoint.redo; count],
@@ -313,7 +316,8 @@ impl Dispatcher {
         if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
             return Ok(());
         }
-        let records = Arc::new(std::mem::take(&mut self.records));
+        let empty = self.spare_records.pop().unwrap_or_default();
+        let records = Arc::new(std::mem::replace(&mut self.records, empty));
         for worker in 0..self.workers.count() {
             if self.tasks[worker].is_empty()
                 && self.shared.progress(worker) == self.handed_over[worker]
@@ -348,7 +352,7 @@ impl Dispatcher {
             match Arc::try_unwrap(oldest) {
                 Ok(mut records) => {
                     records.reset(4 * BATCH_BYTES);
-                    self.records = records;
+                    self.spare_records.push(records);
                 }
                 Err(oldest) => {
                     self.lent_records.push_front(oldest);

@@ -89,7 +89,7 @@ fn assert_same(expected: &BTreeMap<String, Vec<u8>>, found: &BTreeMap<String, Ve
 
 #[test]
 fn same_files_whatever_threads_and_memory() {
-    for seed in 1..=40 {
+    for seed in 1..=3 {
         println!("seed {seed}");
         let records = workload(seed, 5000);
         let expected = replay(&records, true, |path| config(path, 1, 100_000));

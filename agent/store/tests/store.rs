@@ -502,6 +502,12 @@ fn records_come_in_order() {
 }
 
 #[test]
+fn a_store_can_be_given_to_a_thread() {
+    const fn is_send<T: Send>() {}
+    is_send::<Store>();
+}
+
+#[test]
 fn counters_follow_the_records() {
     let directory = data_directory(false);
     let mut store = open(directory.path());
