@@ -156,7 +156,9 @@ impl Config {
                 "[listen] {key} = \"{address}\" is refused: only loopback addresses, because \
                  connections are not encrypted (TLS is not there yet)"
             ))
-            .with_hint("listen on 127.0.0.1 and carry the connection through an SSH or VPN tunnel"));
+            .with_hint(
+                "listen on 127.0.0.1 and carry the connection through an SSH or VPN tunnel",
+            ));
         }
         if self.store.as_ref().is_some_and(|store| store.workers == 0) {
             return Err(Trouble::misuse("[store] workers must be at least 1"));
@@ -179,7 +181,9 @@ impl Config {
     /// The store's section, for verbs that cannot do without.
     pub(crate) fn store(&self) -> Result<&StoreSection, Trouble> {
         self.store.as_ref().ok_or_else(|| {
-            Trouble::misuse("the configuration has no [store] section, so this node replays nothing")
+            Trouble::misuse(
+                "the configuration has no [store] section, so this node replays nothing",
+            )
         })
     }
 

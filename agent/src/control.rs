@@ -141,9 +141,7 @@ async fn metrics(Shared(node): Shared<Arc<Node>>) -> Response {
 
 /// 200 if no stage has stopped for good.
 async fn health(Shared(node): Shared<Arc<Node>>) -> Response {
-    let stuck = |state| {
-        matches!(state, State::Stopped | State::NeedsBootstrap | State::Diverged)
-    };
+    let stuck = |state| matches!(state, State::Stopped | State::NeedsBootstrap | State::Diverged);
     let stages = node.stages.all();
     let bad = stages.iter().find(|(_, report)| stuck(report.state));
     match bad {
@@ -174,7 +172,7 @@ fn status_of(node: &Node) -> Status {
             .map(|(name, lsn)| (name, lsn.to_string()))
             .collect(),
         lag_bytes: lag.map(|lag| lag.bytes),
-        lag_seconds: lag.map(|lag| lag.seconds).filter(|seconds| seconds.is_finite()),
+        lag_seconds: lag.and_then(|lag| lag.seconds),
         stages: node
             .stages
             .all()
@@ -211,8 +209,7 @@ pub(crate) struct WaitRequest {
 }
 
 async fn wait(Shared(node): Shared<Arc<Node>>, Query(request): Query<WaitRequest>) -> Response {
-    let position =
-        Position::ALL.into_iter().find(|position| position.name() == request.position);
+    let position = Position::ALL.into_iter().find(|position| position.name() == request.position);
     let (Some(position), Ok(lsn)) = (position, request.lsn.parse::<Lsn>()) else {
         return failure(&Trouble::misuse("wait needs a position's name and an LSN"));
     };
@@ -233,10 +230,7 @@ async fn wait(Shared(node): Shared<Arc<Node>>, Query(request): Query<WaitRequest
     Json(status_of(&node)).into_response()
 }
 
-async fn promote(
-    Shared(node): Shared<Arc<Node>>,
-    Json(request): Json<PromoteRequest>,
-) -> Response {
+async fn promote(Shared(node): Shared<Arc<Node>>, Json(request): Json<PromoteRequest>) -> Response {
     match promotion(&node, &request).await {
         Ok(promotion) => Json(promotion).into_response(),
         Err(trouble) => failure(&trouble),
@@ -313,8 +307,9 @@ async fn exchange<T: serde::de::DeserializeOwned>(
         Trouble::io(format_args!("no agent answers on {}", socket.display()), error)
             .with_hint("is the agent running with this configuration? may this user reach it?")
     })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed(&e))?;
     tokio::spawn(connection);
     let request = hyper::Request::builder()
         .method(method)

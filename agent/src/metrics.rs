@@ -141,7 +141,9 @@ impl Metrics {
         if let Some(lag) = node.lag() {
             let bytes = i64::try_from(lag.bytes).unwrap_or(i64::MAX);
             self.lag_bytes.with_label_values(&[lag.to.name()]).set(bytes);
-            self.lag_seconds.with_label_values(&[lag.to.name()]).set(lag.seconds);
+            if let Some(seconds) = lag.seconds {
+                self.lag_seconds.with_label_values(&[lag.to.name()]).set(seconds);
+            }
         }
         self.stage_states.reset();
         for (stage, report) in node.stages.all() {

@@ -13,11 +13,11 @@ use walferry_wire::LagClock;
 use walfmt::{Lsn, SegmentSize, Timeline, Version};
 
 use crate::config::{Config, Source};
+use crate::control;
 use crate::metrics::Metrics;
 use crate::positions::{Position, Positions};
 use crate::stage::{self, Stages, replay};
 use crate::trouble::{Kind, Trouble};
-use crate::control;
 
 /// A peer's silence for this long is lag: a few of its heartbeats.
 const HEARD_FRESH: Duration = Duration::from_secs(3);
@@ -39,7 +39,8 @@ pub(crate) struct Lag {
     /// Behind with what: replaying, or, on a node without a store, making durable.
     pub(crate) to: Position,
     pub(crate) bytes: u64,
-    pub(crate) seconds: f64,
+    /// Nothing before the source was first heard of.
+    pub(crate) seconds: Option<f64>,
 }
 
 /// What the stages of a node share.
@@ -177,15 +178,12 @@ impl Node {
         if !matches!(self.config.source(), Ok(Source::Receive(_))) {
             return None;
         }
-        let to =
-            if self.config.store.is_some() { Position::Replayed } else { Position::Durable };
+        let to = if self.config.store.is_some() { Position::Replayed } else { Position::Durable };
         let reached = self.positions.get(to);
         Some(Lag {
             to,
             bytes: self.positions.get(Position::SourceDurable).bytes_since(reached),
-            seconds: self
-                .with_lag_clock(|lag| lag.lag_seconds(Instant::now(), reached))
-                .unwrap_or(f64::NAN),
+            seconds: self.with_lag_clock(|lag| lag.lag_seconds(Instant::now(), reached)),
         })
     }
 
@@ -323,11 +321,12 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
 
 /// A follower's store says whose WAL it wants.
 pub(crate) fn identify_by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble> {
-    let control = stage::tail::read_control_file(node.files().as_ref(), data_directory)
-        .map_err(|trouble| {
+    let control = stage::tail::read_control_file(node.files().as_ref(), data_directory).map_err(
+        |trouble| {
             Trouble::misuse(format_args!("[store] {trouble}"))
                 .with_hint("make the store with `walferry bootstrap --from <base backup>`")
-        })?;
+        },
+    )?;
     node.open_archive(Identity {
         system_identifier: control.system_identifier,
         timeline: control.check_point_copy.this_timeline,

@@ -137,10 +137,8 @@ impl Positions {
             if now > lsn || *generation != first || left.is_zero() {
                 return now;
             }
-            let (again, _) = self
-                .changed
-                .wait_timeout(generation, left)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (again, _) =
+                self.changed.wait_timeout(generation, left).unwrap_or_else(PoisonError::into_inner);
             generation = again;
         }
     }

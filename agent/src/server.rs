@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     pub(crate) version_num: u32,
     /// `pg_is_in_recovery()`.
     pub(crate) in_recovery: bool,
+    /// `wal_keep_size` is not 0: the server keeps some WAL for an agent that is behind.
+    pub(crate) keeps_wal: bool,
 }
 
 impl Server {
@@ -55,7 +57,8 @@ impl Server {
             .await
             .map_err(|error| Trouble::io("asking the server", describe(&error)))?;
         let version_num = setting("server_version_num").await?.parse().unwrap_or(0);
-        Ok(Settings { version_num, in_recovery: row.get(0) })
+        let keeps_wal = setting("wal_keep_size").await? != "0";
+        Ok(Settings { version_num, in_recovery: row.get(0), keeps_wal })
     }
 
     /// How far the server says it has flushed its WAL.

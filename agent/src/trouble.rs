@@ -105,7 +105,6 @@ impl fmt::Display for Trouble {
     }
 }
 
-
 impl From<ArchiveError> for Trouble {
     fn from(error: ArchiveError) -> Self {
         let (kind, hint) = match &error {
@@ -145,10 +144,9 @@ impl From<OpenError> for Trouble {
                 Kind::Misuse,
                 "a server or another agent has the store; after a promotion it is the server's",
             ),
-            OpenError::State { .. } | OpenError::BackupLabel { .. } => (
-                Kind::Misuse,
-                "only a directory made by `walferry bootstrap` can be a store",
-            ),
+            OpenError::State { .. } | OpenError::BackupLabel { .. } => {
+                (Kind::Misuse, "only a directory made by `walferry bootstrap` can be a store")
+            }
             OpenError::Control(_) | OpenError::Major { .. } => {
                 (Kind::Corrupt, "bootstrap the store again")
             }

@@ -48,7 +48,8 @@ impl Default for ClusterOptions {
             data_checksums: true,
             fsync: true,
             keep_segments: false,
-            settings: Vec::new(),
+            // An agent that is down or behind finds its WAL again.
+            settings: vec!["wal_keep_size = 2GB".to_owned()],
             binaries: None,
         }
     }

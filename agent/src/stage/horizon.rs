@@ -37,7 +37,13 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
         node.stages.set(STAGE, State::Waiting, "the server is in recovery");
         return Ok(());
     }
-    node.stages.set(STAGE, State::Streaming, "");
+    let detail = if settings.keeps_wal {
+        ""
+    } else {
+        "the server keeps no WAL for an agent that is down or behind: \
+         ALTER SYSTEM SET wal_keep_size = '4GB'; SELECT pg_reload_conf();"
+    };
+    node.stages.set(STAGE, State::Streaming, detail);
     while !node.stopping() {
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
         node.pause(ASK_EVERY).await;

@@ -36,7 +36,10 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 enum Parcel {
     /// A connection begins: where does the archive end?
     Begin(oneshot::Sender<Begin>),
-    Chunk { connection: u64, chunk: Chunk },
+    Chunk {
+        connection: u64,
+        chunk: Chunk,
+    },
 }
 
 /// Where a connection goes on.
@@ -154,8 +157,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
         positions: begin.positions,
         limits: Limits::default(),
     };
-    let mut receiver =
-        Receiver::new(config, Instant::now()).map_err(|error| lost(&error))?;
+    let mut receiver = Receiver::new(config, Instant::now()).map_err(|error| lost(&error))?;
     let mut changes = node.positions.subscribe();
     let mut failed = outlet.failed.clone();
     let mut buffer = vec![0; READ_BYTES];
@@ -170,8 +172,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                 }
                 ReceiverEvent::Data(data) => {
                     note_leader(node, data.stamp, data.source_durable);
-                    let parcel =
-                        Parcel::Chunk { connection: begin.connection, chunk: data.chunk };
+                    let parcel = Parcel::Chunk { connection: begin.connection, chunk: data.chunk };
                     if outlet.parcels.send(parcel).await.is_err() {
                         return Err(Trouble::io("archive", "its thread has stopped"));
                     }

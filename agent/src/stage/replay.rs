@@ -192,8 +192,10 @@ impl Reading {
                 Step::NeedMore => break,
                 Step::Stop(stop) => {
                     return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))
-                        .with_hint("the archive's file is damaged: get the segment back from the \
-                                    leader's archive, or bootstrap again"));
+                        .with_hint(
+                            "the archive's file is damaged: get the segment back from the \
+                                    leader's archive, or bootstrap again",
+                        ));
                 }
             }
         }

@@ -164,7 +164,8 @@ async fn exchange(
                     reason.clone_from(&words);
                     sender.goodbye(&words);
                 }
-                None if feed.is_none() => sender.goodbye("the leader's archive cannot be read"),
+                // The reader ends without a word only when the node stops.
+                None if feed.is_none() => sender.goodbye("this agent stops"),
                 None => {}
             },
             _ = changes.changed() => sender.set_positions(leader_positions(node))?,

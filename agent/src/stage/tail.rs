@@ -12,7 +12,8 @@
 //! been seen: a flush position of the server's, or a later segment, beyond all that was read.
 //!
 //! The archive on a source node is not synced with every record: what is in it is durable in
-//! `pg_wal`, and the tail is made again after a crash. It is synced when a segment is finished.
+//! `pg_wal`, and the tail is made again after a crash. It is synced when a segment is finished, and
+//! when no more WAL comes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,9 +23,7 @@ use notify::Watcher;
 use walferry_archive::{Archive, ArchiveError, ArchiveWriter, File, FileError, Files};
 use walfmt::control::{ClusterState, ControlFile};
 use walfmt::wal_page::{LONG_HEADER_SIZE, WalPageHeader};
-use walfmt::{
-    Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind,
-};
+use walfmt::{Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind};
 
 use crate::node::{Identity, Node};
 use crate::positions::Position;
@@ -41,6 +40,8 @@ const ROUND_BYTES_MAX: usize = 4 << 20;
 /// How often a server that is not in production is looked at again.
 const NOT_IN_PRODUCTION_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The archive is synced when no WAL has come for this long.
+const IDLE_SYNC_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tails until the node stops, or until something is wrong that time does not mend.
 pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
@@ -78,6 +79,7 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
     let alarm = Arc::new(Alarm::default());
     let _watcher = watch(&wal_directory, &alarm)?;
     node.stages.set(STAGE, State::Streaming, "");
+    let mut progress_at = Instant::now();
     while !node.stopping() {
         if let Some(trouble) = node.shipping_forbidden() {
             return Err(trouble);
@@ -85,9 +87,13 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
         let evidence = node.positions.get(Position::ServerFlush);
         let begun = Instant::now();
         if !tail.advance(evidence, |duration| node.metrics.observe_flush(duration))? {
+            if progress_at.elapsed() >= IDLE_SYNC_PAUSE && writer.durable() < writer.readable() {
+                node.positions.advance(Position::Durable, writer.sync()?.min(tail.bound()));
+            }
             alarm.wait(node.config.source.poll_interval);
             continue;
         }
+        progress_at = begun;
         // Right after a restart the tail goes through WAL that the archive has already.
         let (lsn, wal) = tail.fresh(begin);
         if !wal.is_empty() {
@@ -119,10 +125,7 @@ fn publish(
 }
 
 /// The control file, once it says that the server is in production; nothing if the node stops.
-fn wait_for_production(
-    node: &Node,
-    data_directory: &Path,
-) -> Result<Option<ControlFile>, Trouble> {
+fn wait_for_production(node: &Node, data_directory: &Path) -> Result<Option<ControlFile>, Trouble> {
     while !node.stopping() {
         let control = read_control_file(node.files().as_ref(), data_directory)?;
         let waiting = match control.state {
@@ -160,11 +163,7 @@ pub(crate) fn read_control_file(
 /// Holds the last segment of the archive against `pg_wal`, so that an archive is never added to by
 /// another history, and lets the tail begin with that segment: its records are checked again, and
 /// the next one has a predecessor.
-fn meet(
-    archive: &Archive,
-    writer: &mut ArchiveWriter,
-    tail: &mut WalTail,
-) -> Result<(), Trouble> {
+fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Result<(), Trouble> {
     let identity = tail.identity;
     let size = identity.segment_size;
     let archive_end = writer.content_end();
@@ -207,7 +206,9 @@ fn meet(
     }
     Err(Trouble::new(
         Kind::Refused,
-        format_args!("segment {name} in the archive is not the one in pg_wal, from {differs_at} on"),
+        format_args!(
+            "segment {name} in the archive is not the one in pg_wal, from {differs_at} on"
+        ),
     )
     .with_hint(
         "they are different histories; if the server was restored, move the archive directory \
@@ -228,7 +229,7 @@ pub(crate) struct WalTail {
     /// What the last round read: first the bytes between `fresh_start` and `bound`.
     wal: Vec<u8>,
     fresh_start: Lsn,
-    /// The segments of this round, still open from reading.
+    /// The segments that were read and are not done with.
     open: Vec<(SegmentNumber, Box<dyn File>)>,
     /// A record that did not check out although later WAL was there; read once more before it
     /// counts as corrupt.
@@ -296,13 +297,15 @@ impl WalTail {
         evidence: Lsn,
         mut observe_flush: impl FnMut(Duration),
     ) -> Result<bool, TailError> {
-        self.open.clear();
+        let size = self.identity.segment_size;
         self.wal.clear();
         self.fresh_start = self.bound;
         self.stream.rewind();
         let stop = self.read_records()?;
         let end = self.stream.record_end();
         if end == self.bound {
+            // What is open may have been recycled: the next round goes by the names again.
+            self.open.clear();
             if let Some(stop) = stop {
                 self.judge(stop, evidence)?;
             }
@@ -310,12 +313,14 @@ impl WalTail {
         }
         self.suspect = None;
         self.wal.truncate(end.bytes_since(self.fresh_start) as usize);
-        let last = self.identity.segment_size.segment_before(end);
+        let last = size.segment_before(end);
         for (_, file) in self.open.iter().filter(|(number, _)| *number <= last) {
             let begun = Instant::now();
             file.fdatasync().map_err(TailError::File)?;
             observe_flush(begun.elapsed());
         }
+        // A segment stays readable while it is open, also when the server has removed it.
+        self.open.retain(|(number, _)| *number >= size.segment_of(end));
         self.bound = end;
         Ok(true)
     }
@@ -415,7 +420,8 @@ impl WalTail {
         }
         let read_to = self.stream.pushed_end();
         let next = self.identity.segment_size.segment_before(read_to).next();
-        let later = stop.kind == StopKind::Corrupt || evidence > read_to || self.is_written(next)?;
+        let later =
+            stop.kind == StopKind::Corrupt || evidence > read_to || self.is_written(next)?;
         self.suspect = later.then_some(stop.at);
         Ok(())
     }

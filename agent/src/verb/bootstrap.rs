@@ -335,11 +335,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(
-        archive: &Archive,
-        identity: Identity,
-        label: &'a BackupLabel,
-    ) -> Result<Self, Trouble> {
+    fn new(archive: &Archive, identity: Identity, label: &'a BackupLabel) -> Result<Self, Trouble> {
         let size = identity.segment_size;
         let begin = size.start_of(size.segment_of(label.redo));
         Ok(Self {

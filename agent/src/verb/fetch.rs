@@ -42,7 +42,9 @@ fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
     let data_directory = match (&config.store, &config.source.data_directory) {
         (Some(store), _) => &store.data_directory,
         (None, Some(directory)) => directory,
-        (None, None) => return Err(Trouble::misuse("neither [store] nor [source] names a cluster")),
+        (None, None) => {
+            return Err(Trouble::misuse("neither [store] nor [source] names a cluster"));
+        }
     };
     let control = read_control_file(&OsFiles, data_directory)?;
     let archive = Archive::open(
@@ -51,8 +53,7 @@ fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
         control.system_identifier,
         control.segment_size,
     )?;
-    let not_there =
-        || Trouble::new(Kind::NotThere, format_args!("{name} is not in the archive"));
+    let not_there = || Trouble::new(Kind::NotThere, format_args!("{name} is not in the archive"));
     let bytes = match name {
         WalFileName::Segment(segment) => match archive.read_segment(segment) {
             Ok(mut wal) => {

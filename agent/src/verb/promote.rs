@@ -5,11 +5,12 @@
 //! timeline and opens for writing. The server is started from here, not by the agent, so that it
 //! does not end with the agent's service.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use walferry_archive::OsFiles;
+use walfmt::Timeline;
 use walfmt::control::ClusterState;
 
 use crate::config::{Config, StoreSection};
@@ -54,17 +55,13 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     }
     let begun = Instant::now();
     start_server(&config, store, &arguments)?;
-    let control = read_control_file(&OsFiles, &store.data_directory)?;
-    let timeline = control.check_point_copy.this_timeline;
-    if control.state != ClusterState::IN_PRODUCTION || timeline.0 <= promotion.timeline {
+    let timeline = wait_for_primary(store, arguments.timeout)?;
+    if timeline.0 <= promotion.timeline {
         return Err(Trouble::new(
-            Kind::Io,
-            format_args!(
-                "the server runs, but pg_control is in state {} on timeline {timeline}",
-                control.state.0
-            ),
+            Kind::Corrupt,
+            format_args!("the server is a primary, but on timeline {timeline}"),
         )
-        .with_hint("read the server's log in the store's data directory"));
+        .with_hint("stop it: it writes WAL where the old leader did"));
     }
     let seconds = begun.elapsed().as_secs_f64();
     if arguments.json {
@@ -102,12 +99,10 @@ fn start_server(
     let program =
         std::env::current_exe().map_err(|error| Trouble::io("finding this program", error))?;
     // Only for this start, on the command line: nothing is left behind in the configuration.
-    // Without hot standby pg_ctl waits for the end of recovery, not for the first read.
-    let restore = format!(
-        "\"{}\" fetch --config \"{}\" %f \"%p\"",
-        program.display(),
-        config.path.display()
-    );
+    // Nobody needs to read while it recovers, and without hot standby it starts even if some of
+    // its settings are lower than the leader's.
+    let restore =
+        format!("\"{}\" fetch --config \"{}\" %f \"%p\"", program.display(), config.path.display());
     let mut options = format!("-c hot_standby=off -c restore_command={}", shell_quoted(&restore));
     if let Some(port) = arguments.port {
         options.push_str(&format!(" -p {port}"));
@@ -116,7 +111,7 @@ fn start_server(
         options.push(' ');
         options.push_str(more);
     }
-    let log = store.data_directory.join("walferry-promote.log");
+    let log = promotion_log(store);
     let status = Command::new(store.bin_directory.join("pg_ctl"))
         .arg("-D")
         .arg(&store.data_directory)
@@ -135,6 +130,34 @@ fn start_server(
         store.data_directory.display(),
         shell_quoted(&options)
     )))
+}
+
+/// Waits until recovery is over and connections are taken; gives the timeline. `pg_ctl` does not
+/// wait for that: for it, a server without hot standby is done when recovery begins.
+fn wait_for_primary(store: &StoreSection, limit: Duration) -> Result<Timeline, Trouble> {
+    let deadline = Instant::now() + limit;
+    let pid_file = store.data_directory.join("postmaster.pid");
+    loop {
+        // The status is line 8 (LOCK_FILE_LINE_PM_STATUS, src/include/utils/pidfile.h).
+        let lock = std::fs::read_to_string(&pid_file).map_err(|error| {
+            Trouble::io("the server ended during recovery", error)
+                .with_hint(format!("read {}", promotion_log(store).display()))
+        })?;
+        let ready = lock.lines().nth(7).is_some_and(|status| status.trim() == "ready");
+        let control = read_control_file(&OsFiles, &store.data_directory)?;
+        if ready && control.state == ClusterState::IN_PRODUCTION {
+            return Ok(control.check_point_copy.this_timeline);
+        }
+        if Instant::now() >= deadline {
+            return Err(Trouble::new(Kind::NotThere, "the server is still in recovery")
+                .with_hint(format!("it goes on; read {}", promotion_log(store).display())));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn promotion_log(store: &StoreSection) -> PathBuf {
+    store.data_directory.join("walferry-promote.log")
 }
 
 /// In single quotes, as `sh` reads them: `pg_ctl` hands its options to a shell.

@@ -156,14 +156,14 @@ fn show_positions(
             agent.position(name).map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())
         };
         println!(
-            "    {server:>12} {:>12} {:>12} {:>12} {:>12} {:>12} {:>9} {:>7.3}",
+            "    {server:>12} {:>12} {:>12} {:>12} {:>12} {:>12} {:>9} {:>7}",
             of(&source, "source_durable"),
             of(&source, "appended"),
             of(&copy, "received"),
             of(&copy, "durable"),
             of(&copy, "replayed"),
             copy.lag_bytes().context("no lag in bytes")?,
-            copy.lag_seconds().context("no lag in seconds")?,
+            copy.lag_seconds().map_or_else(|| "-".to_owned(), |lag| format!("{lag:.3}")),
         );
         thread::sleep(Duration::from_secs(1));
     }

@@ -87,11 +87,7 @@ mod tests {
             (77, 131_072, (-4_454_i16).cast_unsigned()),
             (77, 2_147_483_647, (-28_315_i16).cast_unsigned()),
         ] {
-            assert_eq!(
-                page_checksum(&page(seed), block),
-                expected,
-                "seed {seed}, block {block}"
-            );
+            assert_eq!(page_checksum(&page(seed), block), expected, "seed {seed}, block {block}");
         }
     }
 

@@ -280,10 +280,7 @@ pub fn validate(page: &Page) -> Result<(), PageError> {
     if is_new(page) {
         return match page.iter().position(|&byte| byte != 0) {
             None => Ok(()),
-            Some(at) => Err(PageError::NotZero {
-                at,
-                found: page[at],
-            }),
+            Some(at) => Err(PageError::NotZero { at, found: page[at] }),
         };
     }
     let (lower, upper, special) = (lower(page), upper(page), special(page));
@@ -292,11 +289,7 @@ pub fn validate(page: &Page) -> Result<(), PageError> {
         && upper <= special
         && usize::from(special) <= BLOCK_SIZE
         && special.is_multiple_of(8);
-    if sane {
-        Ok(())
-    } else {
-        Err(header_error(page))
-    }
+    if sane { Ok(()) } else { Err(header_error(page)) }
 }
 
 /// Line pointers, items and special space in their order and inside the page, as whatever changes
@@ -305,21 +298,14 @@ pub fn validate(page: &Page) -> Result<(), PageError> {
 /// # Errors
 /// [`PageError::Header`].
 pub fn bounds(page: &Page) -> Result<(usize, usize, usize), PageError> {
-    let (lower, upper, special) = (
-        lower(page).into(),
-        upper(page).into(),
-        usize::from(special(page)),
-    );
+    let (lower, upper, special) =
+        (lower(page).into(), upper(page).into(), usize::from(special(page)));
     let sane = PAGE_HEADER_SIZE <= lower
         && lower <= upper
         && upper <= special
         && special <= BLOCK_SIZE
         && special.is_multiple_of(8);
-    if sane {
-        Ok((lower, upper, special))
-    } else {
-        Err(header_error(page))
-    }
+    if sane { Ok((lower, upper, special)) } else { Err(header_error(page)) }
 }
 
 fn header_error(page: &Page) -> PageError {
@@ -367,24 +353,14 @@ pub fn item_range(page: &Page, item: u16) -> Result<std::ops::Range<usize>, Page
     let id = item_id(page, item)?;
     let (offset, length) = (usize::from(id.offset), usize::from(id.length));
     if !id.has_storage() {
-        return Err(PageError::NoStorage {
-            item,
-            flags: id.flags,
-            offset: id.offset,
-        });
+        return Err(PageError::NoStorage { item, flags: id.flags, offset: id.offset });
     }
     let (upper, special) = (upper(page), special(page));
     if offset < usize::from(upper).max(PAGE_HEADER_SIZE)
         || offset + length > usize::from(special).min(BLOCK_SIZE)
     {
         let ItemId { offset, length, .. } = id;
-        return Err(PageError::ItemPlace {
-            item,
-            offset,
-            length,
-            upper,
-            special,
-        });
+        return Err(PageError::ItemPlace { item, offset, length, upper, special });
     }
     Ok(offset..offset + length)
 }
@@ -411,36 +387,20 @@ pub struct ItemId {
 
 impl ItemId {
     /// An unused line pointer.
-    pub const UNUSED: Self = Self {
-        offset: 0,
-        flags: LP_UNUSED,
-        length: 0,
-    };
+    pub const UNUSED: Self = Self { offset: 0, flags: LP_UNUSED, length: 0 };
     /// A dead one without storage.
-    pub const DEAD: Self = Self {
-        offset: 0,
-        flags: LP_DEAD,
-        length: 0,
-    };
+    pub const DEAD: Self = Self { offset: 0, flags: LP_DEAD, length: 0 };
 
     /// One that points to an item.
     #[must_use]
     pub const fn normal(offset: u16, length: u16) -> Self {
-        Self {
-            offset,
-            flags: LP_NORMAL,
-            length,
-        }
+        Self { offset, flags: LP_NORMAL, length }
     }
 
     /// One that points to the line pointer with number `target`.
     #[must_use]
     pub const fn redirect(target: u16) -> Self {
-        Self {
-            offset: target,
-            flags: LP_REDIRECT,
-            length: 0,
-        }
+        Self { offset: target, flags: LP_REDIRECT, length: 0 }
     }
 
     /// From the four bytes on the page.
@@ -458,17 +418,9 @@ impl ItemId {
     /// # Errors
     /// [`PageError::ItemIdRange`] if a field is too large for its bits.
     pub fn to_raw(self) -> Result<u32, PageError> {
-        let Self {
-            offset,
-            flags,
-            length,
-        } = self;
+        let Self { offset, flags, length } = self;
         if offset > 0x7FFF || flags > 3 || length > 0x7FFF {
-            return Err(PageError::ItemIdRange {
-                offset,
-                flags,
-                length,
-            });
+            return Err(PageError::ItemIdRange { offset, flags, length });
         }
         Ok(u32::from(offset) | u32::from(flags) << 15 | u32::from(length) << 17)
     }
@@ -574,11 +526,7 @@ impl HeapTupleHeader {
         };
         let needed = Self::SIZE.max(header.hoff.into());
         if tuple.len() < needed {
-            return Err(PageError::TupleShort {
-                kind: "heap",
-                length: tuple.len(),
-                needed,
-            });
+            return Err(PageError::TupleShort { kind: "heap", length: tuple.len(), needed });
         }
         Ok(header)
     }
@@ -643,11 +591,7 @@ impl<'a> IndexTuple<'a> {
     /// [`PageError::TupleShort`] if `bytes` end before, or it is shorter than a header.
     pub fn read(bytes: &'a [u8]) -> Result<Self, PageError> {
         let size = usize::from(u16_at(bytes, 6) & INDEX_SIZE_MASK);
-        let short = |length, needed| PageError::TupleShort {
-            kind: "index",
-            length,
-            needed,
-        };
+        let short = |length, needed| PageError::TupleShort { kind: "index", length, needed };
         if bytes.len() < Self::HEADER_SIZE || size < Self::HEADER_SIZE {
             return Err(short(size.min(bytes.len()), Self::HEADER_SIZE));
         }
@@ -701,14 +645,8 @@ mod tests {
         assert_eq!((special(&page), max_offset(&page)), (8192, 2));
         assert_eq!(item_id(&page, 1), Ok(ItemId::normal(8152, 39)));
         assert_eq!(item_id(&page, 2), Ok(ItemId::normal(8112, 35)));
-        assert_eq!(
-            item_id(&page, 3),
-            Err(PageError::NoItem { item: 3, count: 2 })
-        );
-        assert_eq!(
-            item_id(&page, 0),
-            Err(PageError::NoItem { item: 0, count: 2 })
-        );
+        assert_eq!(item_id(&page, 3), Err(PageError::NoItem { item: 3, count: 2 }));
+        assert_eq!(item_id(&page, 0), Err(PageError::NoItem { item: 0, count: 2 }));
         assert_eq!(item(&page, 2).map(<[u8]>::len), Ok(35));
         assert_eq!(validate(&page), Ok(()));
     }
@@ -729,40 +667,20 @@ mod tests {
         ] {
             let mut page = good;
             put(&mut page, field, value.to_le_bytes());
-            assert!(
-                matches!(validate(&page), Err(PageError::Header { .. })),
-                "{field} {value}"
-            );
+            assert!(matches!(validate(&page), Err(PageError::Header { .. })), "{field} {value}");
         }
         let mut zeros = [0; BLOCK_SIZE];
         assert_eq!(validate(&zeros), Ok(()));
         zeros[8191] = 7;
-        assert_eq!(
-            validate(&zeros),
-            Err(PageError::NotZero { at: 8191, found: 7 })
-        );
+        assert_eq!(validate(&zeros), Err(PageError::NotZero { at: 8191, found: 7 }));
     }
 
     #[test]
     fn line_pointers_and_addresses_survive_their_bytes() {
-        let id = ItemId {
-            offset: 0x7FFF,
-            flags: LP_DEAD,
-            length: 0x1234,
-        };
+        let id = ItemId { offset: 0x7FFF, flags: LP_DEAD, length: 0x1234 };
         assert_eq!(ItemId::from_raw(id.to_raw().expect("in range")), id);
-        assert!(
-            ItemId {
-                offset: 0x8000,
-                ..id
-            }
-            .to_raw()
-            .is_err()
-        );
-        let tid = ItemPointer {
-            block: 0x0102_0304,
-            offset: 0x0506,
-        };
+        assert!(ItemId { offset: 0x8000, ..id }.to_raw().is_err());
+        let tid = ItemPointer { block: 0x0102_0304, offset: 0x0506 };
         assert_eq!(tid.to_bytes(), [2, 1, 4, 3, 6, 5]);
         assert_eq!(ItemPointer::read(&tid.to_bytes(), 0), tid);
     }
@@ -773,16 +691,7 @@ mod tests {
         assert!(IndexTuple::read(&[0, 0, 0, 0, 0, 0, 16, 0]).is_err());
         let tuple = [0, 0, 9, 0, 3, 0, 8, 0, 0xFF];
         let tuple = IndexTuple::read(&tuple).expect("8 bytes");
-        assert_eq!(
-            (tuple.size(), tuple.tid()),
-            (
-                8,
-                ItemPointer {
-                    block: 9,
-                    offset: 3
-                }
-            )
-        );
+        assert_eq!((tuple.size(), tuple.tid()), (8, ItemPointer { block: 9, offset: 3 }));
         let mut heap = [0; 24];
         heap[22] = 24;
         assert!(HeapTupleHeader::read(&heap).is_ok());

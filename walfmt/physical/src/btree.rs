@@ -76,9 +76,7 @@ pub(crate) fn redo(record: &Record<'_>, block: &BlockReference<'_>, page: &mut P
         (XLOG_BTREE_NEWROOT, 0) => new_root(record, block, page),
         (opcode, id) => {
             let name = opcode_name(opcode).unwrap_or("unknown opcode");
-            Err(BtreeFault::Contents(format!(
-                "{name} ({opcode:#04x}) has no block {id}"
-            )))
+            Err(BtreeFault::Contents(format!("{name} ({opcode:#04x}) has no block {id}")))
         }
     }
 }
@@ -131,11 +129,7 @@ impl Opaque {
 
     /// The number of the first item after the high key (`P_FIRSTDATAKEY`).
     fn first_data_item(self) -> u16 {
-        if self.next == P_NONE {
-            P_HIKEY
-        } else {
-            P_HIKEY + 1
-        }
+        if self.next == P_NONE { P_HIKEY } else { P_HIKEY + 1 }
     }
 }
 
@@ -156,9 +150,7 @@ fn rebuild(block: &BlockReference<'_>, page: &mut Page, opaque: Opaque) -> Redo 
 fn block_number(record: &Record<'_>, id: u8) -> Result<BlockNumber, BtreeFault> {
     match record.block(id) {
         Some(block) => Ok(block.page.block),
-        None => Err(BtreeFault::Contents(format!(
-            "the record has no block {id}"
-        ))),
+        None => Err(BtreeFault::Contents(format!("the record has no block {id}"))),
     }
 }
 
@@ -170,14 +162,7 @@ fn finish_split(page: &mut Page) -> Redo {
 /// Writes the meta page from the record (`_bt_restore_meta`).
 fn restore_meta(block: &BlockReference<'_>, page: &mut Page) -> Redo {
     let meta = Metadata::read(block.data)?;
-    rebuild(
-        block,
-        page,
-        Opaque {
-            flags: BTP_META,
-            ..Opaque::default()
-        },
-    )?;
+    rebuild(block, page, Opaque { flags: BTP_META, ..Opaque::default() })?;
     let words = [
         BTREE_MAGIC,
         meta.version,
@@ -192,11 +177,7 @@ fn restore_meta(block: &BlockReference<'_>, page: &mut Page) -> Redo {
     }
     // No longer used, and no longer in the record: -1 says "unknown".
     put(page, PAGE_HEADER_SIZE + 32, (-1.0_f64).to_le_bytes());
-    put(
-        page,
-        PAGE_HEADER_SIZE + 40,
-        [u8::from(meta.all_equal_image)],
-    );
+    put(page, PAGE_HEADER_SIZE + 40, [u8::from(meta.all_equal_image)]);
     // Without this the metadata would lie in the hole that page images leave out.
     page::set_lower(page, PAGE_HEADER_SIZE + META_PAGE_DATA_SIZE);
     Ok(())
@@ -215,11 +196,7 @@ fn restore_items(page: &mut Page, items: &[u8]) -> Redo {
     let lower = PAGE_HEADER_SIZE + count * ITEM_ID_SIZE;
     let Some(start) = start.filter(|&start| lower <= start) else {
         let free = Opaque::PLACE - PAGE_HEADER_SIZE;
-        return Err(PageError::Full {
-            size: items.len() + count * ITEM_ID_SIZE,
-            free,
-        }
-        .into());
+        return Err(PageError::Full { size: items.len() + count * ITEM_ID_SIZE, free }.into());
     };
     page[start..Opaque::PLACE].copy_from_slice(items);
     page::set_lower(page, lower);
@@ -228,11 +205,7 @@ fn restore_items(page: &mut Page, items: &[u8]) -> Redo {
     for item in (1..=count as u16).rev() {
         let offset = Opaque::PLACE - cursor.rest().len();
         let tuple = take_aligned_tuple(&mut cursor)?;
-        page::set_item_id(
-            page,
-            item,
-            ItemId::normal(offset as u16, tuple.len() as u16),
-        )?;
+        page::set_item_id(page, item, ItemId::normal(offset as u16, tuple.len() as u16))?;
     }
     Ok(())
 }
@@ -283,17 +256,11 @@ fn split_left(
     }
 
     page::init(page, OPAQUE_SIZE);
-    let mut left = Appender {
-        page,
-        next_item: P_HIKEY,
-    };
+    let mut left = Appender { page, next_item: P_HIKEY };
     left.add(high_key)?;
     let mut new_item_placed = !new_item_left;
     for item in old_items.clone() {
-        if let Some((_, posting)) = new_posting
-            .as_ref()
-            .filter(|(replaced, _)| *replaced == item)
-        {
+        if let Some((_, posting)) = new_posting.as_ref().filter(|(replaced, _)| *replaced == item) {
             left.add(posting)?;
             continue;
         }
@@ -314,13 +281,7 @@ fn split_left(
         )));
     }
     let flags = BTP_INCOMPLETE_SPLIT | if split.level == 0 { BTP_LEAF } else { 0 };
-    Opaque {
-        next: right,
-        flags,
-        cycle_id: 0,
-        ..opaque
-    }
-    .store(page);
+    Opaque { next: right, flags, cycle_id: 0, ..opaque }.store(page);
     Ok(())
 }
 
@@ -395,11 +356,7 @@ fn posting_list(tuple: IndexTuple<'_>) -> Result<PostingList, BtreeFault> {
 fn form_posting(key: &[u8], addresses: &[u8]) -> Result<Vec<u8>, BtreeFault> {
     let count = addresses.len() / ItemPointer::SIZE;
     let plain = count == 1;
-    let size = if plain {
-        key.len()
-    } else {
-        max_align(key.len() + addresses.len())
-    };
+    let size = if plain { key.len() } else { max_align(key.len() + addresses.len()) };
     if size > INDEX_SIZE_MASK.into() || count > BT_OFFSET_MASK.into() {
         return Err(BtreeFault::Contents(format!(
             "tuple of {size} bytes with {count} addresses is too large"
@@ -413,10 +370,7 @@ fn form_posting(key: &[u8], addresses: &[u8]) -> Result<Vec<u8>, BtreeFault> {
         tuple[..ItemPointer::SIZE].copy_from_slice(addresses);
     } else {
         put(&mut tuple, 6, (info | INDEX_ALT_TID_MASK).to_le_bytes());
-        let head = ItemPointer {
-            block: key.len() as u32,
-            offset: count as u16 | BT_IS_POSTING,
-        };
+        let head = ItemPointer { block: key.len() as u32, offset: count as u16 | BT_IS_POSTING };
         put(&mut tuple, 0, head.to_bytes());
         tuple[key.len()..key.len() + addresses.len()].copy_from_slice(addresses);
     }
@@ -429,10 +383,7 @@ fn dedup(record: &Record<'_>, block: &BlockReference<'_>, page: &mut Page) -> Re
     let old = *page;
     let mut opaque = Opaque::of(&old)?;
     page::init(page, OPAQUE_SIZE);
-    let mut new = Appender {
-        page,
-        next_item: P_HIKEY,
-    };
+    let mut new = Appender { page, next_item: P_HIKEY };
     let mut item = opaque.first_data_item();
     if item != P_HIKEY {
         new.add(page::item(&old, P_HIKEY)?)?;
@@ -515,10 +466,7 @@ fn shorten_posting(tuple: IndexTuple<'_>, positions: Offsets<'_>) -> Result<Vec<
     let mut doomed = positions.iter().peekable();
     let mut kept = Vec::with_capacity(addresses.len());
     for (position, address) in addresses.chunks_exact(ItemPointer::SIZE).enumerate() {
-        if doomed
-            .next_if(|&doomed| usize::from(doomed) == position)
-            .is_none()
-        {
+        if doomed.next_if(|&doomed| usize::from(doomed) == position).is_none() {
             kept.extend_from_slice(address);
         }
     }
@@ -541,15 +489,7 @@ fn remove_downlink(record: &Record<'_>, page: &mut Page) -> Redo {
     let child = IndexTuple::read(page::item(page, next_item)?)?.tid().block;
     let pivot = page::item_mut(page, mark.parent_item)?;
     let tid = IndexTuple::read(pivot)?.tid();
-    put(
-        pivot,
-        0,
-        ItemPointer {
-            block: child,
-            ..tid
-        }
-        .to_bytes(),
-    );
+    put(pivot, 0, ItemPointer { block: child, ..tid }.to_bytes());
     Ok(page::delete_item(page, next_item)?)
 }
 
@@ -563,31 +503,10 @@ fn half_dead_leaf(
     top_parent: BlockNumber,
 ) -> Redo {
     let flags = BTP_HALF_DEAD | BTP_LEAF;
-    rebuild(
-        block,
-        page,
-        Opaque {
-            prev,
-            next,
-            flags,
-            ..Opaque::default()
-        },
-    )?;
+    rebuild(block, page, Opaque { prev, next, flags, ..Opaque::default() })?;
     let mut tuple = [0; IndexTuple::HEADER_SIZE];
-    put(
-        &mut tuple,
-        0,
-        ItemPointer {
-            block: top_parent,
-            offset: 0,
-        }
-        .to_bytes(),
-    );
-    put(
-        &mut tuple,
-        6,
-        (INDEX_ALT_TID_MASK | IndexTuple::HEADER_SIZE as u16).to_le_bytes(),
-    );
+    put(&mut tuple, 0, ItemPointer { block: top_parent, offset: 0 }.to_bytes());
+    put(&mut tuple, 6, (INDEX_ALT_TID_MASK | IndexTuple::HEADER_SIZE as u16).to_le_bytes());
     Ok(page::add_item(page, P_HIKEY, &tuple)?)
 }
 
@@ -620,17 +539,9 @@ fn unlink(unlink: UnlinkPage, role: u8, block: &BlockReference<'_>, page: &mut P
 fn new_root(record: &Record<'_>, block: &BlockReference<'_>, page: &mut Page) -> Redo {
     let root = NewRoot::read(record.main_data)?;
     let leaf = if root.level == 0 { BTP_LEAF } else { 0 };
-    let opaque = Opaque {
-        level: root.level,
-        flags: BTP_ROOT | leaf,
-        ..Opaque::default()
-    };
+    let opaque = Opaque { level: root.level, flags: BTP_ROOT | leaf, ..Opaque::default() };
     rebuild(block, page, opaque)?;
-    if root.level > 0 {
-        restore_items(page, block.data)
-    } else {
-        Ok(())
-    }
+    if root.level > 0 { restore_items(page, block.data) } else { Ok(()) }
 }
 
 /// Adds items to a page one after the other.
@@ -670,42 +581,19 @@ mod tests {
 
     /// A leaf's tuple: this key is in the row at item `row` of block 1.
     fn plain(key: u64, row: u16) -> Vec<u8> {
-        with_key(
-            ItemPointer {
-                block: 1,
-                offset: row,
-            },
-            0,
-            key,
-        )
+        with_key(ItemPointer { block: 1, offset: row }, 0, key)
     }
 
     /// A tuple with a downlink, or a high key.
     fn pivot(key: u64, child: BlockNumber) -> Vec<u8> {
-        with_key(
-            ItemPointer {
-                block: child,
-                offset: 1,
-            },
-            INDEX_ALT_TID_MASK,
-            key,
-        )
+        with_key(ItemPointer { block: child, offset: 1 }, INDEX_ALT_TID_MASK, key)
     }
 
     fn posting(key: u64, rows: &[u16]) -> Vec<u8> {
-        let tid = ItemPointer {
-            block: 16,
-            offset: rows.len() as u16 | BT_IS_POSTING,
-        };
+        let tid = ItemPointer { block: 16, offset: rows.len() as u16 | BT_IS_POSTING };
         let mut tuple = with_key(tid, INDEX_ALT_TID_MASK, key);
         for &row in rows {
-            tuple.extend(
-                ItemPointer {
-                    block: 1,
-                    offset: row,
-                }
-                .to_bytes(),
-            );
+            tuple.extend(ItemPointer { block: 1, offset: row }.to_bytes());
         }
         tuple.resize(max_align(tuple.len()), 0);
         let info = INDEX_ALT_TID_MASK | tuple.len() as u16;
@@ -717,32 +605,17 @@ mod tests {
         let mut page = [0; BLOCK_SIZE];
         page::init(&mut page, OPAQUE_SIZE);
         opaque.store(&mut page);
-        let mut appender = Appender {
-            page: &mut page,
-            next_item: 1,
-        };
+        let mut appender = Appender { page: &mut page, next_item: 1 };
         for item in items {
             appender.add(item).expect("fits");
         }
         page
     }
 
-    const LEAF: Opaque = Opaque {
-        prev: 7,
-        next: 9,
-        level: 0,
-        flags: BTP_LEAF,
-        cycle_id: 5,
-    };
+    const LEAF: Opaque = Opaque { prev: 7, next: 9, level: 0, flags: BTP_LEAF, cycle_id: 5 };
 
     fn leaf(items: &[Vec<u8>]) -> Page {
-        page_of(
-            Opaque {
-                flags: BTP_LEAF | BTP_HAS_GARBAGE,
-                ..LEAF
-            },
-            items,
-        )
+        page_of(Opaque { flags: BTP_LEAF | BTP_HAS_GARBAGE, ..LEAF }, items)
     }
 
     fn items(page: &Page) -> Vec<Vec<u8>> {
@@ -755,17 +628,11 @@ mod tests {
     }
 
     fn u16s(values: &[u16]) -> Vec<u8> {
-        values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect()
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
     fn u32s(values: &[u32]) -> Vec<u8> {
-        values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect()
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
     /// A record's block references: id, block number, whether it is rebuilt, data.
@@ -782,17 +649,8 @@ mod tests {
             crc: 0,
         };
         let blocks = blocks.iter().map(|&(id, block, will_init, data)| {
-            let page = PageId {
-                block,
-                ..PageId::default()
-            };
-            BlockReference {
-                id,
-                page,
-                will_init,
-                image: None,
-                data,
-            }
+            let page = PageId { block, ..PageId::default() };
+            BlockReference { id, page, will_init, image: None, data }
         });
         let record = Record {
             start: Lsn(0x100),
@@ -810,30 +668,15 @@ mod tests {
     fn insert_puts_the_tuple_before_its_successor() {
         let before = [pivot(9, 0), plain(1, 1), plain(3, 3)];
         let tuple = plain(2, 2);
-        for opcode in [
-            XLOG_BTREE_INSERT_LEAF,
-            XLOG_BTREE_INSERT_UPPER,
-            XLOG_BTREE_INSERT_META,
-        ] {
+        for opcode in [XLOG_BTREE_INSERT_LEAF, XLOG_BTREE_INSERT_UPPER, XLOG_BTREE_INSERT_META] {
             let mut page = leaf(&before);
             apply(opcode, &u16s(&[3]), &[(0, 8, false, &tuple)], 0, &mut page).expect("applies");
-            assert_eq!(
-                items(&page),
-                [pivot(9, 0), plain(1, 1), tuple.clone(), plain(3, 3)]
-            );
+            assert_eq!(items(&page), [pivot(9, 0), plain(1, 1), tuple.clone(), plain(3, 3)]);
         }
         let mut page = leaf(&before);
-        let beyond = apply(
-            XLOG_BTREE_INSERT_LEAF,
-            &u16s(&[5]),
-            &[(0, 8, false, &tuple)],
-            0,
-            &mut page,
-        );
-        assert!(matches!(
-            beyond,
-            Err(BtreeFault::Page(PageError::Beyond { .. }))
-        ));
+        let beyond =
+            apply(XLOG_BTREE_INSERT_LEAF, &u16s(&[5]), &[(0, 8, false, &tuple)], 0, &mut page);
+        assert!(matches!(beyond, Err(BtreeFault::Page(PageError::Beyond { .. }))));
     }
 
     #[test]
@@ -868,13 +711,7 @@ mod tests {
             meta.extend([1, 0, 0, 0, 0, 0, 0, 0]);
             assert_eq!(page[24..72], meta);
             assert_eq!(walfmt::page::lower(&page), 72);
-            assert_eq!(
-                opaque(&page),
-                Opaque {
-                    flags: BTP_META,
-                    ..Opaque::default()
-                }
-            );
+            assert_eq!(opaque(&page), Opaque { flags: BTP_META, ..Opaque::default() });
 
             let unsaid = apply(opcode, &[], &[(id, 0, false, &data)], id, &mut page);
             assert!(matches!(unsaid, Err(BtreeFault::Contents(_))));
@@ -889,62 +726,29 @@ mod tests {
         let data = [u16s(&[1]), plain(5, 3)].concat();
         let mut page = leaf(&before);
         let insert = u16s(&[3]);
-        apply(
-            XLOG_BTREE_INSERT_POST,
-            &insert,
-            &[(0, 8, false, &data)],
-            0,
-            &mut page,
-        )
-        .expect("applies");
-        assert_eq!(
-            items(&page),
-            [pivot(9, 0), posting(5, &[1, 3, 4]), plain(5, 6)]
-        );
+        apply(XLOG_BTREE_INSERT_POST, &insert, &[(0, 8, false, &data)], 0, &mut page)
+            .expect("applies");
+        assert_eq!(items(&page), [pivot(9, 0), posting(5, &[1, 3, 4]), plain(5, 6)]);
 
         for wrong in [0, 3, 4] {
             let data = [u16s(&[wrong]), plain(5, 3)].concat();
             let mut page = leaf(&before);
-            let redo = apply(
-                XLOG_BTREE_INSERT_POST,
-                &insert,
-                &[(0, 8, false, &data)],
-                0,
-                &mut page,
-            );
+            let redo =
+                apply(XLOG_BTREE_INSERT_POST, &insert, &[(0, 8, false, &data)], 0, &mut page);
             assert!(matches!(redo, Err(BtreeFault::Contents(_))), "{wrong}");
         }
     }
 
     fn split(level: u32, first_right: u16, new_item: u16, posting_offset: u16) -> Vec<u8> {
-        [
-            u32s(&[level]),
-            u16s(&[first_right, new_item, posting_offset]),
-        ]
-        .concat()
+        [u32s(&[level]), u16s(&[first_right, new_item, posting_offset])].concat()
     }
 
     fn split_left_items(opcode: u8, before: &Page, main: &[u8], data: &[u8]) -> Vec<Vec<u8>> {
         let mut page = *before;
-        apply(
-            opcode,
-            main,
-            &[(0, 8, false, data), (1, 20, true, &[])],
-            0,
-            &mut page,
-        )
-        .expect("applies");
+        apply(opcode, main, &[(0, 8, false, data), (1, 20, true, &[])], 0, &mut page)
+            .expect("applies");
         let flags = BTP_LEAF | BTP_INCOMPLETE_SPLIT;
-        assert_eq!(
-            opaque(&page),
-            Opaque {
-                prev: 7,
-                next: 20,
-                level: 0,
-                flags,
-                cycle_id: 0
-            }
-        );
+        assert_eq!(opaque(&page), Opaque { prev: 7, next: 20, level: 0, flags, cycle_id: 0 });
         let offsets: Vec<_> = (1..=page::max_offset(&page))
             .map(|number| page::item_id(&page, number).expect("is there").offset)
             .collect();
@@ -954,13 +758,7 @@ mod tests {
 
     #[test]
     fn split_keeps_the_left_items_and_the_new_one() {
-        let before = leaf(&[
-            pivot(9, 0),
-            plain(1, 1),
-            plain(3, 3),
-            plain(5, 5),
-            plain(7, 7),
-        ]);
+        let before = leaf(&[pivot(9, 0), plain(1, 1), plain(3, 3), plain(5, 5), plain(7, 7)]);
         let high_key = pivot(5, 0);
         let new = |row: u16| [plain(row.into(), row), high_key.clone()].concat();
         let left =
@@ -987,10 +785,7 @@ mod tests {
 
     #[test]
     fn split_of_the_rightmost_page_takes_its_first_item_too() {
-        let rightmost = Opaque {
-            next: P_NONE,
-            ..LEAF
-        };
+        let rightmost = Opaque { next: P_NONE, ..LEAF };
         let before = page_of(rightmost, &[plain(1, 1), plain(3, 3), plain(5, 5)]);
         let high_key = pivot(5, 0);
         assert_eq!(
@@ -1001,12 +796,7 @@ mod tests {
 
     #[test]
     fn split_may_split_a_posting_list_too() {
-        let before = leaf(&[
-            pivot(9, 0),
-            plain(1, 1),
-            posting(3, &[3, 5, 7]),
-            plain(8, 8),
-        ]);
+        let before = leaf(&[pivot(9, 0), plain(1, 1), posting(3, &[3, 5, 7]), plain(8, 8)]);
         let high_key = pivot(3, 0);
         let data = [plain(3, 4), high_key.clone()].concat();
         let halves = posting(3, &[3, 4, 5]);
@@ -1016,13 +806,7 @@ mod tests {
         );
         assert_eq!(
             split_left_items(XLOG_BTREE_SPLIT_L, &before, &split(0, 5, 4, 1), &data),
-            [
-                high_key.clone(),
-                plain(1, 1),
-                halves.clone(),
-                plain(3, 7),
-                plain(8, 8)
-            ]
+            [high_key.clone(), plain(1, 1), halves.clone(), plain(3, 7), plain(8, 8)]
         );
         // The new item goes right: it is in the record only for the sake of the posting list.
         assert_eq!(
@@ -1044,22 +828,10 @@ mod tests {
         let main = split(0, 4, 5, 0);
         let mut page = [0; BLOCK_SIZE];
         apply(XLOG_BTREE_SPLIT_R, &main, blocks, 1, &mut page).expect("applies");
-        let right = Opaque {
-            prev: 8,
-            next: 9,
-            level: 0,
-            flags: BTP_LEAF,
-            cycle_id: 0,
-        };
+        let right = Opaque { prev: 8, next: 9, level: 0, flags: BTP_LEAF, cycle_id: 0 };
         assert!(page == page_of(right, &right_items));
         apply(XLOG_BTREE_SPLIT_R, &main, &blocks[..2], 1, &mut page).expect("applies");
-        assert_eq!(
-            opaque(&page),
-            Opaque {
-                next: P_NONE,
-                ..right
-            }
-        );
+        assert_eq!(opaque(&page), Opaque { next: P_NONE, ..right });
 
         let mut sibling = leaf(&[]);
         apply(XLOG_BTREE_SPLIT_R, &main, blocks, 2, &mut sibling).expect("applies");
@@ -1072,10 +844,7 @@ mod tests {
         let too_many = pivot(1, 1).repeat(500);
         let blocks: Blocks<'_> = &[(0, 8, false, &[]), (1, 20, true, &too_many)];
         let full = apply(XLOG_BTREE_SPLIT_R, &main, blocks, 1, &mut page);
-        assert!(matches!(
-            full,
-            Err(BtreeFault::Page(PageError::Full { .. }))
-        ));
+        assert!(matches!(full, Err(BtreeFault::Page(PageError::Full { .. }))));
     }
 
     #[test]
@@ -1092,14 +861,8 @@ mod tests {
         ]);
         let data = u16s(&[3, 3, 6, 2]);
         let mut page = before;
-        apply(
-            XLOG_BTREE_DEDUP,
-            &u16s(&[2]),
-            &[(0, 8, false, &data)],
-            0,
-            &mut page,
-        )
-        .expect("applies");
+        apply(XLOG_BTREE_DEDUP, &u16s(&[2]), &[(0, 8, false, &data)], 0, &mut page)
+            .expect("applies");
         let merged = [
             pivot(9, 0),
             plain(1, 1),
@@ -1109,22 +872,10 @@ mod tests {
         ];
         assert!(page == page_of(LEAF, &merged));
 
-        for wrong in [
-            [3, 3, 5, 2],
-            [3, 3, 6, 4],
-            [6, 2, 3, 3],
-            [3, 1, 6, 2],
-            [3, 3, 9, 2],
-        ] {
+        for wrong in [[3, 3, 5, 2], [3, 3, 6, 4], [6, 2, 3, 3], [3, 1, 6, 2], [3, 3, 9, 2]] {
             let data = u16s(&wrong);
             let mut page = before;
-            let redo = apply(
-                XLOG_BTREE_DEDUP,
-                &u16s(&[2]),
-                &[(0, 8, false, &data)],
-                0,
-                &mut page,
-            );
+            let redo = apply(XLOG_BTREE_DEDUP, &u16s(&[2]), &[(0, 8, false, &data)], 0, &mut page);
             assert!(matches!(redo, Err(BtreeFault::Contents(_))), "{wrong:?}");
         }
     }
@@ -1145,10 +896,7 @@ mod tests {
         ] {
             let mut page = before;
             apply(opcode, &main, &[(0, 8, false, &updates)], 0, &mut page).expect("applies");
-            assert_eq!(
-                items(&page),
-                [pivot(9, 0), plain(3, 4), posting(5, &[6, 8, 9])]
-            );
+            assert_eq!(items(&page), [pivot(9, 0), plain(3, 4), posting(5, &[6, 8, 9])]);
             assert_eq!(opaque(&page), LEAF);
         }
         for wrong in [
@@ -1159,13 +907,7 @@ mod tests {
             u16s(&[2, 9, 3, 5, 2, 0, 2, 1, 1]),    // no item
         ] {
             let (mut page, main) = (before, u16s(&[2, 2]));
-            let redo = apply(
-                XLOG_BTREE_VACUUM,
-                &main,
-                &[(0, 8, false, &wrong)],
-                0,
-                &mut page,
-            );
+            let redo = apply(XLOG_BTREE_VACUUM, &main, &[(0, 8, false, &wrong)], 0, &mut page);
             assert!(redo.is_err(), "{wrong:?}");
         }
     }
@@ -1177,36 +919,14 @@ mod tests {
         let mut page = [0; BLOCK_SIZE];
         apply(XLOG_BTREE_MARK_PAGE_HALFDEAD, &main, blocks, 0, &mut page).expect("applies");
         let flags = BTP_LEAF | BTP_HALF_DEAD;
-        assert_eq!(
-            opaque(&page),
-            Opaque {
-                prev: 7,
-                next: 9,
-                flags,
-                ..Opaque::default()
-            }
-        );
+        assert_eq!(opaque(&page), Opaque { prev: 7, next: 9, flags, ..Opaque::default() });
         assert_eq!(items(&page), [[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 8, 0x20]]);
 
-        let upper = Opaque {
-            level: 1,
-            flags: 0,
-            ..LEAF
-        };
-        let mut parent = page_of(
-            upper,
-            &[
-                pivot(MAXIMUM_KEY, 0),
-                pivot(0, 8),
-                pivot(5, 9),
-                pivot(7, 10),
-            ],
-        );
+        let upper = Opaque { level: 1, flags: 0, ..LEAF };
+        let mut parent =
+            page_of(upper, &[pivot(MAXIMUM_KEY, 0), pivot(0, 8), pivot(5, 9), pivot(7, 10)]);
         apply(XLOG_BTREE_MARK_PAGE_HALFDEAD, &main, blocks, 1, &mut parent).expect("applies");
-        assert_eq!(
-            items(&parent),
-            [pivot(MAXIMUM_KEY, 0), pivot(0, 9), pivot(7, 10)]
-        );
+        assert_eq!(items(&parent), [pivot(MAXIMUM_KEY, 0), pivot(0, 9), pivot(7, 10)]);
         let mut last = page_of(upper, &[pivot(MAXIMUM_KEY, 0), pivot(0, 8)]);
         assert!(apply(XLOG_BTREE_MARK_PAGE_HALFDEAD, &main, blocks, 1, &mut last).is_err());
     }
@@ -1214,28 +934,15 @@ mod tests {
     #[test]
     fn unlink_leaves_a_deleted_page_and_links_its_neighbours() {
         let main = |level: u32| {
-            [
-                u32s(&[7, 9, level, 0]),
-                0x1_0000_02BC_u64.to_le_bytes().to_vec(),
-                u32s(&[70, 90, 33]),
-            ]
-            .concat()
+            [u32s(&[7, 9, level, 0]), 0x1_0000_02BC_u64.to_le_bytes().to_vec(), u32s(&[70, 90, 33])]
+                .concat()
         };
         for opcode in [XLOG_BTREE_UNLINK_PAGE, XLOG_BTREE_UNLINK_PAGE_META] {
             for (level, leaf) in [(0, BTP_LEAF), (2, 0)] {
                 let mut page = [0; BLOCK_SIZE];
                 apply(opcode, &main(level), &[(0, 8, true, &[])], 0, &mut page).expect("applies");
                 let flags = BTP_DELETED | BTP_HAS_FULLXID | leaf;
-                assert_eq!(
-                    opaque(&page),
-                    Opaque {
-                        prev: 7,
-                        next: 9,
-                        level,
-                        flags,
-                        cycle_id: 0
-                    }
-                );
+                assert_eq!(opaque(&page), Opaque { prev: 7, next: 9, level, flags, cycle_id: 0 });
                 assert_eq!(page[24..32], 0x1_0000_02BC_u64.to_le_bytes());
                 assert_eq!(walfmt::page::lower(&page), 32);
                 assert_eq!(walfmt::page::upper(&page), 8176);
@@ -1249,15 +956,7 @@ mod tests {
             let mut leaf = [0; BLOCK_SIZE];
             apply(opcode, &main(2), &[(3, 80, true, &[])], 3, &mut leaf).expect("applies");
             let flags = BTP_LEAF | BTP_HALF_DEAD;
-            assert_eq!(
-                opaque(&leaf),
-                Opaque {
-                    prev: 70,
-                    next: 90,
-                    flags,
-                    ..Opaque::default()
-                }
-            );
+            assert_eq!(opaque(&leaf), Opaque { prev: 70, next: 90, flags, ..Opaque::default() });
             assert_eq!(items(&leaf), [[0, 0, 33, 0, 0, 0, 8, 0x20]]);
         }
     }
@@ -1265,39 +964,15 @@ mod tests {
     #[test]
     fn new_root_is_a_leaf_or_has_two_children() {
         let mut page = [0; BLOCK_SIZE];
-        apply(
-            XLOG_BTREE_NEWROOT,
-            &u32s(&[1, 0]),
-            &[(0, 1, true, &[])],
-            0,
-            &mut page,
-        )
-        .expect("applies");
+        apply(XLOG_BTREE_NEWROOT, &u32s(&[1, 0]), &[(0, 1, true, &[])], 0, &mut page)
+            .expect("applies");
         let flags = BTP_ROOT | BTP_LEAF;
-        assert!(
-            page == page_of(
-                Opaque {
-                    flags,
-                    ..Opaque::default()
-                },
-                &[]
-            )
-        );
+        assert!(page == page_of(Opaque { flags, ..Opaque::default() }, &[]));
 
         let data = [pivot(5, 2), pivot(0, 1)].concat();
-        apply(
-            XLOG_BTREE_NEWROOT,
-            &u32s(&[3, 1]),
-            &[(0, 3, true, &data)],
-            0,
-            &mut page,
-        )
-        .expect("applies");
-        let root = Opaque {
-            level: 1,
-            flags: BTP_ROOT,
-            ..Opaque::default()
-        };
+        apply(XLOG_BTREE_NEWROOT, &u32s(&[3, 1]), &[(0, 3, true, &data)], 0, &mut page)
+            .expect("applies");
+        let root = Opaque { level: 1, flags: BTP_ROOT, ..Opaque::default() };
         assert!(page == page_of(root, &[pivot(0, 1), pivot(5, 2)]));
     }
 
@@ -1311,10 +986,7 @@ mod tests {
         ] {
             let mut page = leaf(&[]);
             let redo = apply(opcode, &[], &[(id, 8, false, &[])], id, &mut page);
-            assert!(
-                matches!(redo, Err(BtreeFault::Contents(_))),
-                "{opcode:#04x} {id}"
-            );
+            assert!(matches!(redo, Err(BtreeFault::Contents(_))), "{opcode:#04x} {id}");
         }
     }
 

@@ -132,7 +132,12 @@ pub trait PageAccess {
     type Error;
 
     /// `record` changes `page`; hand it to the page's owner, who calls [`redo_page`].
-    fn change_page(&mut self, record: &Record<'_>, page: PageId, change: PageChange) -> Result<(), Self::Error>;
+    fn change_page(
+        &mut self,
+        record: &Record<'_>,
+        page: PageId,
+        change: PageChange,
+    ) -> Result<(), Self::Error>;
 
     /// Create the fork's file, if it is not there.
     fn create_fork(&mut self, fork: RelFork) -> Result<(), Self::Error>;
@@ -142,10 +147,17 @@ pub trait PageAccess {
     fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), Self::Error>;
 
     /// Remove all forks of these relations.
-    fn drop_relations(&mut self, locators: &mut dyn Iterator<Item = RelFileLocator>) -> Result<(), Self::Error>;
+    fn drop_relations(
+        &mut self,
+        locators: &mut dyn Iterator<Item = RelFileLocator>,
+    ) -> Result<(), Self::Error>;
 
     /// Write the outcome of these transactions (one and its subtransactions) into `pg_xact`.
-    fn set_transaction_status(&mut self, xids: &mut dyn Iterator<Item = TransactionId>, status: TransactionStatus) -> Result<(), Self::Error>;
+    fn set_transaction_status(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        status: TransactionStatus,
+    ) -> Result<(), Self::Error>;
 
     /// Make this page of `pg_xact` zeros.
     fn zero_clog_page(&mut self, page: u64) -> Result<(), Self::Error>;
@@ -158,7 +170,11 @@ pub trait PageAccess {
 
     /// The record is about the server's state: checkpoints, parameters, end of backup, next OID.
     /// No page is touched.
-    fn server_state(&mut self, record: &Record<'_>, change: &walfmt::rmgr::xlog::Change) -> Result<(), Self::Error>;
+    fn server_state(
+        &mut self,
+        record: &Record<'_>,
+        change: &walfmt::rmgr::xlog::Change,
+    ) -> Result<(), Self::Error>;
 }
 
 /// Why a record was not replayed.

@@ -32,11 +32,7 @@ pub fn init(page: &mut Page, special_size: usize) {
     set_lower(page, PAGE_HEADER_SIZE);
     set_upper(page, special);
     put_u16(page, field::PD_SPECIAL, special);
-    put(
-        page,
-        field::PD_PAGESIZE_VERSION,
-        PAGE_SIZE_AND_VERSION.to_le_bytes(),
-    );
+    put(page, field::PD_PAGESIZE_VERSION, PAGE_SIZE_AND_VERSION.to_le_bytes());
 }
 
 /// Sets `pd_lsn`.
@@ -82,11 +78,7 @@ pub fn item_mut(page: &mut Page, item: u16) -> Result<&mut [u8], PageError> {
 pub fn add_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageError> {
     let count = max_offset(page);
     if item == 0 || item > count + 1 {
-        return Err(PageError::Beyond {
-            item,
-            count,
-            limit: count + 1,
-        });
+        return Err(PageError::Beyond { item, count, limit: count + 1 });
     }
     place_item(page, item, bytes, true)
 }
@@ -100,20 +92,12 @@ pub fn add_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageErro
 pub fn put_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageError> {
     let count = max_offset(page);
     if item == 0 || item > count + 1 || item > HEAP_ITEMS_MAX {
-        return Err(PageError::Beyond {
-            item,
-            count,
-            limit: HEAP_ITEMS_MAX,
-        });
+        return Err(PageError::Beyond { item, count, limit: HEAP_ITEMS_MAX });
     }
     if item <= count {
         let id = item_id(page, item)?;
         if id.is_used() || id.has_storage() {
-            return Err(PageError::InUse {
-                item,
-                flags: id.flags,
-                length: id.length,
-            });
+            return Err(PageError::InUse { item, flags: id.flags, length: id.length });
         }
     }
     place_item(page, item, bytes, false)
@@ -128,19 +112,11 @@ fn place_item(page: &mut Page, item: u16, bytes: &[u8], shift: bool) -> Result<(
     let (lower, upper, _) = bounds(page)?;
     let place = PAGE_HEADER_SIZE + (usize::from(item) - 1) * ITEM_ID_SIZE;
     let end = PAGE_HEADER_SIZE + usize::from(max_offset(page)) * ITEM_ID_SIZE;
-    let new_lower = if shift || place == end {
-        lower + ITEM_ID_SIZE
-    } else {
-        lower
-    };
-    let Some(offset) = upper
-        .checked_sub(max_align(bytes.len()))
-        .filter(|&offset| offset >= new_lower)
+    let new_lower = if shift || place == end { lower + ITEM_ID_SIZE } else { lower };
+    let Some(offset) =
+        upper.checked_sub(max_align(bytes.len())).filter(|&offset| offset >= new_lower)
     else {
-        return Err(PageError::Full {
-            size: bytes.len(),
-            free: upper - lower,
-        });
+        return Err(PageError::Full { size: bytes.len(), free: upper - lower });
     };
     if shift {
         page.copy_within(place..end, place + ITEM_ID_SIZE);
@@ -178,10 +154,7 @@ pub fn delete_item(page: &mut Page, item: u16) -> Result<(), PageError> {
 /// [`PageError`] if the page is corrupt, has not all of these items, or they are out of order.
 pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
     if items.len() <= 2 {
-        return items
-            .iter()
-            .rev()
-            .try_for_each(|&item| delete_item(page, item));
+        return items.iter().rev().try_for_each(|&item| delete_item(page, item));
     }
     let (lower, _, _) = bounds(page)?;
     let count = max_offset(page);
@@ -232,32 +205,17 @@ pub fn overwrite_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), Pa
     let range = aligned_item_range(page, item)?;
     let (old_size, new_size) = (max_align(range.len()), max_align(bytes.len()));
     if new_size > old_size + (upper - lower) {
-        return Err(PageError::Full {
-            size: bytes.len(),
-            free: old_size + upper - lower,
-        });
+        return Err(PageError::Full { size: bytes.len(), free: old_size + upper - lower });
     }
     let new_start = range.start + old_size - new_size;
     if new_size != old_size {
         let new_upper = upper + old_size - new_size;
         page.copy_within(upper..range.start, new_upper);
         set_upper(page, new_upper);
-        shift_items(
-            page,
-            range.start,
-            old_size.cast_signed() - new_size.cast_signed(),
-        )?;
+        shift_items(page, range.start, old_size.cast_signed() - new_size.cast_signed())?;
     }
     let id = item_id(page, item)?;
-    set_item_id(
-        page,
-        item,
-        ItemId {
-            offset: new_start as u16,
-            length: bytes.len() as u16,
-            ..id
-        },
-    )?;
+    set_item_id(page, item, ItemId { offset: new_start as u16, length: bytes.len() as u16, ..id })?;
     page[new_start..new_start + bytes.len()].copy_from_slice(bytes);
     Ok(())
 }
@@ -342,11 +300,7 @@ pub fn heap_free_space(page: &Page) -> u16 {
     }
     let mut items = 1..=count;
     let unused = |item| item_id(page, item).is_ok_and(|id| !id.is_used());
-    if flags(page) & PD_HAS_FREE_LINES != 0 && items.any(unused) {
-        space
-    } else {
-        0
-    }
+    if flags(page) & PD_HAS_FREE_LINES != 0 && items.any(unused) { space } else { 0 }
 }
 
 /// Lays items out below the special space, one after the other.
@@ -370,10 +324,7 @@ impl<'a> Packer<'a> {
         let (start, size) = (usize::from(id.offset), max_align(id.length.into()));
         self.upper -= size;
         self.page[self.upper..self.upper + size].copy_from_slice(&old[start..start + size]);
-        ItemId {
-            offset: self.upper as u16,
-            ..id
-        }
+        ItemId { offset: self.upper as u16, ..id }
     }
 
     fn finish(self) {
@@ -393,23 +344,14 @@ fn aligned_item_range(page: &Page, item: u16) -> Result<std::ops::Range<usize>, 
 
 fn place_error(page: &Page, item: u16, id: ItemId) -> PageError {
     let ItemId { offset, length, .. } = id;
-    PageError::ItemPlace {
-        item,
-        offset,
-        length,
-        upper: upper(page),
-        special: special(page),
-    }
+    PageError::ItemPlace { item, offset, length, upper: upper(page), special: special(page) }
 }
 
 /// Items that do not overlap fit between line pointers and special space.
 fn check_together(page: &Page, needed: usize) -> Result<(), PageError> {
     let (lower, _, special) = bounds(page)?;
     if needed > special - lower {
-        return Err(PageError::ItemsTogether {
-            needed,
-            available: special - lower,
-        });
+        return Err(PageError::ItemsTogether { needed, available: special - lower });
     }
     Ok(())
 }
@@ -421,14 +363,7 @@ fn shift_items(page: &mut Page, upto: usize, distance: isize) -> Result<(), Page
         if id.has_storage() && usize::from(id.offset) <= upto {
             let offset = usize::from(id.offset).checked_add_signed(distance);
             let offset = offset.ok_or_else(|| place_error(page, item, id))?;
-            set_item_id(
-                page,
-                item,
-                ItemId {
-                    offset: offset as u16,
-                    ..id
-                },
-            )?;
+            set_item_id(page, item, ItemId { offset: offset as u16, ..id })?;
         }
     }
     Ok(())
@@ -436,14 +371,7 @@ fn shift_items(page: &mut Page, upto: usize, distance: isize) -> Result<(), Page
 
 fn hint_free_lines(page: &mut Page, any: bool) {
     let others = flags(page) & !PD_HAS_FREE_LINES;
-    set_flags(
-        page,
-        if any {
-            others | PD_HAS_FREE_LINES
-        } else {
-            others
-        },
-    );
+    set_flags(page, if any { others | PD_HAS_FREE_LINES } else { others });
 }
 
 pub(crate) fn set_lower(page: &mut Page, lower: usize) {
@@ -503,17 +431,13 @@ pub(crate) mod tests {
         }
         let special = usize::from(special(page));
         if end > special || packed && end != special {
-            return Err(format!(
-                "items end at {end}, special space begins at {special}"
-            ));
+            return Err(format!("items end at {end}, special space begins at {special}"));
         }
         Ok(())
     }
 
     fn items(page: &Page) -> Vec<Vec<u8>> {
-        (1..=max_offset(page))
-            .map(|number| item(page, number).expect("stored").to_vec())
-            .collect()
+        (1..=max_offset(page)).map(|number| item(page, number).expect("stored").to_vec()).collect()
     }
 
     #[test]
@@ -543,11 +467,7 @@ pub(crate) mod tests {
         assert_eq!(item_id(&page, 2), Ok(ItemId::normal(8176 - 32, 11)));
         assert_eq!(
             add_item(&mut page, 5, b"x"),
-            Err(PageError::Beyond {
-                item: 5,
-                count: 3,
-                limit: 4
-            })
+            Err(PageError::Beyond { item: 5, count: 3, limit: 4 })
         );
 
         delete_item(&mut page, 1).expect("is there");
@@ -565,24 +485,9 @@ pub(crate) mod tests {
         let mut page = empty(SPECIAL_SIZE);
         add_item(&mut page, 1, b"one").expect("fits");
         let id = item_id(&page, 1).expect("is there");
-        set_item_id(
-            &mut page,
-            1,
-            ItemId {
-                flags: LP_DEAD,
-                ..id
-            },
-        )
-        .expect("is there");
+        set_item_id(&mut page, 1, ItemId { flags: LP_DEAD, ..id }).expect("is there");
         overwrite_item(&mut page, 1, b"another").expect("fits");
-        assert_eq!(
-            item_id(&page, 1),
-            Ok(ItemId {
-                flags: LP_DEAD,
-                length: 7,
-                ..id
-            })
-        );
+        assert_eq!(item_id(&page, 1), Ok(ItemId { flags: LP_DEAD, length: 7, ..id }));
     }
 
     #[test]
@@ -614,16 +519,9 @@ pub(crate) mod tests {
         let mut page = with_items(&[b"one", b"two"]);
         assert_eq!(
             put_item(&mut page, 1, b"x"),
-            Err(PageError::InUse {
-                item: 1,
-                flags: 1,
-                length: 3
-            })
+            Err(PageError::InUse { item: 1, flags: 1, length: 3 })
         );
-        assert!(matches!(
-            put_item(&mut page, 4, b"x"),
-            Err(PageError::Beyond { .. })
-        ));
+        assert!(matches!(put_item(&mut page, 4, b"x"), Err(PageError::Beyond { .. })));
         set_item_id(&mut page, 1, ItemId::UNUSED).expect("is there");
         put_item(&mut page, 1, b"new").expect("is free");
         assert_eq!(items(&page), [b"new", b"two"]);
@@ -652,24 +550,13 @@ pub(crate) mod tests {
         set_item_id(&mut page, 1, ItemId::redirect(4)).expect("is there");
         set_item_id(&mut page, 2, four).expect("is there"); // so the order is no longer physical
         set_item_id(&mut page, 4, ItemId::UNUSED).expect("is there");
-        set_item_id(
-            &mut page,
-            5,
-            ItemId {
-                offset: 99,
-                ..ItemId::UNUSED
-            },
-        )
-        .expect("is there");
+        set_item_id(&mut page, 5, ItemId { offset: 99, ..ItemId::UNUSED }).expect("is there");
         repair_fragmentation(&mut page).expect("valid page");
         assert_eq!(max_offset(&page), 3);
         assert_eq!(item_id(&page, 1), Ok(ItemId::redirect(4)));
         assert_eq!(item_id(&page, 2), Ok(ItemId::normal(8184, 4)));
         assert_eq!(item_id(&page, 3), Ok(ItemId::normal(8176, 5)));
-        assert_eq!(
-            (item(&page, 2), item(&page, 3)),
-            (Ok(&b"four"[..]), Ok(&b"three"[..]))
-        );
+        assert_eq!((item(&page, 2), item(&page, 3)), (Ok(&b"four"[..]), Ok(&b"three"[..])));
         assert_eq!((upper(&page), flags(&page)), (8176, PD_ALL_VISIBLE));
 
         set_item_id(&mut page, 2, ItemId::UNUSED).expect("is there");
@@ -680,10 +567,7 @@ pub(crate) mod tests {
             set_item_id(&mut page, number, ItemId::UNUSED).expect("is there");
         }
         repair_fragmentation(&mut page).expect("valid page");
-        assert_eq!(
-            (lower(&page), upper(&page), flags(&page)),
-            (24, 8192, PD_ALL_VISIBLE)
-        );
+        assert_eq!((lower(&page), upper(&page), flags(&page)), (24, 8192, PD_ALL_VISIBLE));
     }
 
     #[test]
@@ -704,17 +588,12 @@ pub(crate) mod tests {
     #[test]
     fn items_outside_the_page_are_refused() {
         let good = with_items(&[b"one", b"two", b"three", b"four"]);
-        for spoiled in [
-            ItemId::normal(8188, 5),
-            ItemId::normal(24, 8),
-            ItemId::normal(0x7FFF, 0x7FFF),
-        ] {
+        for spoiled in
+            [ItemId::normal(8188, 5), ItemId::normal(24, 8), ItemId::normal(0x7FFF, 0x7FFF)]
+        {
             let mut page = good;
             set_item_id(&mut page, 2, spoiled).expect("is there");
-            assert!(matches!(
-                item(&page, 2),
-                Err(PageError::ItemPlace { item: 2, .. })
-            ));
+            assert!(matches!(item(&page, 2), Err(PageError::ItemPlace { item: 2, .. })));
             assert!(repair_fragmentation(&mut page.clone()).is_err());
             assert!(delete_item(&mut page.clone(), 2).is_err());
             assert!(delete_items(&mut page.clone(), &[1, 3, 4]).is_err());
@@ -855,11 +734,7 @@ pub(crate) mod tests {
                 let special = if btree { 8176 } else { end.max(400) / 8 * 8 };
                 put(&mut page, field::PD_SPECIAL, special.to_le_bytes());
                 put(&mut page, field::PD_LOWER, low.to_le_bytes());
-                put(
-                    &mut page,
-                    field::PD_UPPER,
-                    up.clamp(low, special).to_le_bytes(),
-                );
+                put(&mut page, field::PD_UPPER, up.clamp(low, special).to_le_bytes());
             }
             page
         })

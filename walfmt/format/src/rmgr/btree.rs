@@ -201,9 +201,7 @@ pub struct Offsets<'a> {
 
 impl<'a> Offsets<'a> {
     fn read(cursor: &mut Cursor<'a>, count: u16, field: &'static str) -> Result<Self, CursorError> {
-        Ok(Self {
-            bytes: cursor.take(usize::from(count) * 2, field)?,
-        })
+        Ok(Self { bytes: cursor.take(usize::from(count) * 2, field)? })
     }
 
     /// How many.
@@ -300,10 +298,9 @@ impl DedupInterval {
         let mut cursor = Cursor::new(block_data);
         let bytes = cursor.take(usize::from(count) * 4, "intervals")?;
         cursor.finish("intervals")?;
-        Ok(bytes.chunks_exact(4).map(|bytes| Self {
-            first_item: u16_at(bytes, 0),
-            items: u16_at(bytes, 2),
-        }))
+        Ok(bytes
+            .chunks_exact(4)
+            .map(|bytes| Self { first_item: u16_at(bytes, 0), items: u16_at(bytes, 2) }))
     }
 }
 
@@ -359,11 +356,7 @@ impl Deletion {
         if updated.is_empty() {
             cursor.clone().finish("deleted offsets")?;
         }
-        Ok(DeletedItems {
-            deleted,
-            updated,
-            updates: cursor,
-        })
+        Ok(DeletedItems { deleted, updated, updates: cursor })
     }
 }
 
@@ -489,10 +482,7 @@ impl NewRoot {
     /// [`CursorError`] if it is not 8 bytes long.
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
-        let this = Self {
-            root: cursor.u32("rootblk")?,
-            level: cursor.u32("level")?,
-        };
+        let this = Self { root: cursor.u32("rootblk")?, level: cursor.u32("level")? };
         cursor.finish("level")?;
         Ok(this)
     }
@@ -577,9 +567,7 @@ mod tests {
     fn payloads_are_as_long_as_postgresql_writes_them() {
         let bytes: Vec<u8> = (0..40).collect();
         let lengths = |read: &dyn Fn(&[u8]) -> bool| {
-            (0..=bytes.len())
-                .filter(|&length| read(&bytes[..length]))
-                .collect::<Vec<_>>()
+            (0..=bytes.len()).filter(|&length| read(&bytes[..length])).collect::<Vec<_>>()
         };
         assert_eq!(lengths(&|b| Insert::read(b).is_ok()), [2]);
         assert_eq!(lengths(&|b| Split::read(b).is_ok()), [10]);

@@ -19,9 +19,28 @@ pub struct RmgrId(pub u8);
 
 /// The names of the 22 built-in resource managers, by number.
 const NAMES: [&str; 22] = [
-    "XLOG", "Transaction", "Storage", "CLOG", "Database", "Tablespace", "MultiXact", "RelMap",
-    "Standby", "Heap2", "Heap", "Btree", "Hash", "Gin", "Gist", "Sequence", "SPGist", "BRIN",
-    "CommitTs", "ReplicationOrigin", "Generic", "LogicalMessage",
+    "XLOG",
+    "Transaction",
+    "Storage",
+    "CLOG",
+    "Database",
+    "Tablespace",
+    "MultiXact",
+    "RelMap",
+    "Standby",
+    "Heap2",
+    "Heap",
+    "Btree",
+    "Hash",
+    "Gin",
+    "Gist",
+    "Sequence",
+    "SPGist",
+    "BRIN",
+    "CommitTs",
+    "ReplicationOrigin",
+    "Generic",
+    "LogicalMessage",
 ];
 
 #[allow(missing_docs)] // the names are PostgreSQL's
