@@ -141,10 +141,11 @@ impl Config {
     fn check(&self) -> Result<(), Trouble> {
         self.source()?;
         let name = &self.node.name;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-            return Err(Trouble::misuse(format_args!("[node] name {name:?} is not usable"))
-                .with_hint("use up to 64 letters, digits, '-', '_' or '.'"));
+        if let Err(error) = name.parse::<walferry_wire::NodeName>() {
+            let words = format_args!("[node] name {name:?}: {error}");
+            return Err(Trouble::misuse(words).with_hint(
+                "use up to 64 letters, digits, '-', '_' or '.', a letter or digit first",
+            ));
         }
         for (key, address) in
             [("replication", self.listen.replication), ("metrics", self.listen.metrics)]
@@ -303,7 +304,8 @@ mod tests {
             ("127.0.0.1:5481", "0.0.0.0:5481", "TLS is not there yet"),
             ("'64MB'", "'64 mb'", "is not a size"),
             ("'5s'", "'soon'", "write it like"),
-            ("name = 'b'", "name = 'b b'", "not usable"),
+            ("name = 'b'", "name = 'b b'", "not allowed"),
+            ("name = 'b'", "name = ''", "empty"),
             ("peers = ['127.0.0.1:5480']", "peers = []", "and not both"),
         ] {
             let error = parse(&FOLLOWER.replace(from, to)).expect_err(to);

@@ -255,13 +255,12 @@ async fn promotion(node: &Arc<Node>, request: &PromoteRequest) -> Result<Promoti
             }
         }
     }
-    if node.stages.get("replay") == Some(State::Stopped) {
-        return Err(Trouble::new(Kind::Refused, "replay has stopped before the end of the WAL")
-            .with_hint("`walferry status` says why; the archive has all WAL, restore from it"));
+    node.end_receiving(true);
+    let promotion = node.replay.promote(node).await;
+    if promotion.is_err() {
+        node.end_receiving(false);
     }
-    node.end_receiving();
-    let promotion = node.replay.promote(node).await?;
-    Ok(promotion)
+    promotion
 }
 
 fn failure(trouble: &Trouble) -> Response {

@@ -59,7 +59,7 @@ pub(crate) struct Node {
     server_version: AtomicU32,
     shipping_forbidden: Mutex<Option<Trouble>>,
     stopping: AtomicBool,
-    /// Receiving has been ended for good: the store is being promoted.
+    /// Nothing is received: the store is being promoted.
     receiving_ended: AtomicBool,
     stop: Notify,
 }
@@ -145,7 +145,7 @@ impl Node {
         let timeline = self.identity.get().map_or(Timeline(1), |identity| identity.timeline);
         let options = WriterOptions {
             level: self.config.archive.compression_level,
-            ..WriterOptions::default()
+            durable_at_least: self.positions.get(Position::Durable),
         };
         Ok(ArchiveWriter::open(archive, timeline, begin, options)?)
     }
@@ -202,9 +202,9 @@ impl Node {
         self.receiving_ended.load(Ordering::Acquire)
     }
 
-    /// Receives nothing more, from now on.
-    pub(crate) fn end_receiving(&self) {
-        self.receiving_ended.store(true, Ordering::Release);
+    /// Receives nothing more, for a promotion, or goes on if there was none after all.
+    pub(crate) fn end_receiving(&self, ended: bool) {
+        self.receiving_ended.store(ended, Ordering::Release);
         self.stop.notify_waiters();
         self.positions.wake();
     }
@@ -342,16 +342,9 @@ fn spawn(
     work: impl FnOnce(&Arc<Node>) + Send + 'static,
 ) -> Result<StageThread, Trouble> {
     let node = Arc::clone(node);
-    // A panic is a broken invariant of ours: nothing that goes on after it can be trusted.
-    let guarded = move || {
-        let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&node)));
-        if broken.is_err() {
-            std::process::abort();
-        }
-    };
     let thread = thread::Builder::new()
         .name(name.to_owned())
-        .spawn(guarded)
+        .spawn(move || work(&node))
         .map_err(|error| Trouble::io(format_args!("starting thread {name}"), error))?;
     Ok((name, thread))
 }

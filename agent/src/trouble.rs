@@ -108,8 +108,12 @@ impl fmt::Display for Trouble {
 impl From<ArchiveError> for Trouble {
     fn from(error: ArchiveError) -> Self {
         let (kind, hint) = match &error {
-            // After a failed sync the kernel may have dropped the bytes: nothing written since can
-            // be relied on, and only opening the archive anew shows what is left.
+            // After a failed sync the kernel may have dropped the bytes: nothing that was written can
+            // be relied on, and asking again proves nothing.
+            ArchiveError::File(error) if error.operation.contains("sync") => (
+                Kind::Corrupt,
+                "check the disk, then restart the agent: it checks what the archive still holds",
+            ),
             ArchiveError::File(_) | ArchiveError::Stopped => {
                 (Kind::Io, "check the disk: space, permissions, errors in the kernel log")
             }

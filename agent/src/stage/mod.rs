@@ -105,9 +105,4 @@ impl Stages {
     pub(crate) fn all(&self) -> BTreeMap<&'static str, Report> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    pub(crate) fn get(&self, stage: &str) -> Option<State> {
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.get(stage).map(|report| report.state)
-    }
 }

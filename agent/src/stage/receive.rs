@@ -79,7 +79,12 @@ impl Inbox {
 pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
     let mut backoff = Backoff::default();
     let mut peers = peers.iter().cycle();
-    while !node.stopping() && !node.receiving_ended() {
+    while !node.stopping() {
+        if node.receiving_ended() {
+            node.stages.set(STAGE, State::Waiting, "the store is being promoted, or has been");
+            node.pause(RETRY_PAUSE).await;
+            continue;
+        }
         let Some(peer) = peers.next() else { return };
         node.metrics.count_reconnect();
         let begun = Instant::now();
@@ -101,9 +106,6 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
             }
         };
         node.pause(pause).await;
-    }
-    if node.receiving_ended() {
-        node.stages.set(STAGE, State::Promoted, "the store is being promoted");
     }
 }
 

@@ -3,7 +3,7 @@
 //! Reads what is durable in this node's archive, never more: the store must not get ahead of the
 //! WAL that made it. Stops for good at a record that cannot be replayed; the archive goes on.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -27,51 +27,88 @@ type PromotionAnswer = oneshot::Sender<Result<Promotion, Trouble>>;
 
 /// What others may ask of replay.
 #[derive(Default)]
-pub(crate) struct Commands {
-    promote: Mutex<Option<PromotionAnswer>>,
+pub(crate) struct Commands(Mutex<Asked>);
+
+#[derive(Default)]
+enum Asked {
+    #[default]
+    Nothing,
+    Promotion(PromotionAnswer),
+    /// Replay has ended, for this reason.
+    Ended(Trouble),
 }
 
 impl Commands {
     /// Replays what is durable here, and hands the store over. Receiving must have ended.
     pub(crate) async fn promote(&self, node: &Node) -> Result<Promotion, Trouble> {
-        let (answer, promotion) = oneshot::channel();
-        *self.promote.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        let promotion = {
+            let mut asked = self.lock();
+            match &*asked {
+                Asked::Ended(trouble) => return Err(trouble.clone()),
+                Asked::Promotion(_) => {
+                    return Err(Trouble::new(Kind::Refused, "a promotion is under way"));
+                }
+                Asked::Nothing => {}
+            }
+            let (answer, promotion) = oneshot::channel();
+            *asked = Asked::Promotion(answer);
+            promotion
+        };
         node.positions.wake();
-        promotion.await.map_err(|_| {
-            Trouble::new(Kind::Refused, "replay is not running").with_hint("walferry status")
-        })?
+        promotion.await.unwrap_or_else(|_| Err(Trouble::new(Kind::Io, "replay has ended")))
     }
 
     fn promotion_asked(&self) -> bool {
-        self.promote.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        matches!(*self.lock(), Asked::Promotion(_))
     }
 
-    fn take_promotion(&self) -> Option<PromotionAnswer> {
-        self.promote.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Answers whoever asked for a promotion. That nobody listens any more changes nothing.
+    fn answer(&self, result: Result<Promotion, Trouble>) {
+        if let Asked::Promotion(answer) = std::mem::take(&mut *self.lock()) {
+            let _ = answer.send(result);
+        }
+    }
+
+    /// Nothing can be asked any more.
+    fn end(&self, trouble: Trouble) {
+        self.answer(Err(trouble.clone()));
+        *self.lock() = Asked::Ended(trouble);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Replays until the node stops, the store is promoted, or a record cannot be replayed.
 pub(crate) fn run(node: &Arc<Node>) {
-    while !node.stopping() {
+    let end = loop {
         let trouble = match replay(node) {
-            Ok(()) => return,
+            Ok(Ended::Stopping) => break Trouble::new(Kind::Refused, "the agent is stopping"),
+            Ok(Ended::Promoted) => {
+                break Trouble::new(Kind::Refused, "the store was handed to a server already");
+            }
             Err(trouble) => trouble,
         };
-        let may_pass = trouble.kind() == Kind::Io;
-        let state = if may_pass { State::Retrying } else { State::Stopped };
-        node.stages.fail(STAGE, state, &trouble);
-        if let Some(answer) = node.replay.take_promotion() {
-            let _ = answer.send(Err(trouble));
+        if trouble.kind() != Kind::Io {
+            node.stages.fail(STAGE, State::Stopped, &trouble);
+            let words = format_args!("replay has stopped before the end of the WAL: {trouble}");
+            break Trouble::new(Kind::Refused, words)
+                .with_hint("the archive has all WAL: restore from it with PostgreSQL");
         }
-        if !may_pass {
-            return;
-        }
+        node.stages.fail(STAGE, State::Retrying, &trouble);
+        node.replay.answer(Err(trouble));
         node.sleep(RETRY_PAUSE);
-    }
+    };
+    node.replay.end(end);
 }
 
-fn replay(node: &Node) -> Result<(), Trouble> {
+enum Ended {
+    Stopping,
+    Promoted,
+}
+
+fn replay(node: &Node) -> Result<Ended, Trouble> {
     let config = node.config.store()?;
     node.stages.set(STAGE, State::Starting, "");
     let mut store = Store::open(&StoreConfig {
@@ -81,15 +118,15 @@ fn replay(node: &Node) -> Result<(), Trouble> {
         restart_point_interval: config.restart_point_interval,
     })?;
     let Some(mut reading) = Reading::start(node, store.replay_from())? else {
-        return Ok(store.close()?);
+        store.close()?;
+        return Ok(Ended::Stopping);
     };
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
     while !node.stopping() {
         let bound = node.positions.get(Position::Durable);
-        let replayed = reading.replay_available(node, &mut store, bound)?;
-        if replayed {
+        if reading.replay_available(node, &mut store, bound)? {
             continue;
         }
         store.hand_over()?;
@@ -99,35 +136,37 @@ fn replay(node: &Node) -> Result<(), Trouble> {
             store.set_consistent_after(store.applied())?;
             bounded = true;
         }
-        // What is asked for is done at the end of what is durable, and nothing more comes.
-        if node.replay.promotion_asked() && node.receiving_ended() {
-            if node.positions.get(Position::Received) > node.positions.get(Position::Durable) {
-                node.positions.wait_beyond(Position::Durable, bound, IDLE_WAIT);
-                continue;
+        // A promotion comes at the end of what is durable, when nothing more can come.
+        let settled = bound >= node.positions.get(Position::Received);
+        if settled && node.receiving_ended() && node.replay.promotion_asked() {
+            match promote(node, &mut store) {
+                Ok(promotion) => {
+                    node.stages.set(STAGE, State::Promoted, "the store belongs to a server now");
+                    node.replay.answer(Ok(promotion));
+                    return Ok(Ended::Promoted);
+                }
+                // Refused, the store is as it was.
+                Err(trouble) if trouble.kind() == Kind::Refused => {
+                    node.replay.answer(Err(trouble));
+                }
+                Err(trouble) => return Err(trouble),
             }
-            return promote(node, store);
         }
         node.positions.wait_beyond(Position::Durable, bound, IDLE_WAIT);
     }
     store.close()?;
-    Ok(())
+    Ok(Ended::Stopping)
 }
 
-fn promote(node: &Node, mut store: Store) -> Result<(), Trouble> {
+fn promote(node: &Node, store: &mut Store) -> Result<Promotion, Trouble> {
     let state = store.finish_for_promotion()?;
-    let promotion = Promotion {
+    report(node, store);
+    Ok(Promotion {
         replayed: state.applied.to_string(),
         redo: state.redo.to_string(),
         reread_bytes: state.applied.bytes_since(state.redo),
-        timeline: store.identity().timeline.0,
-    };
-    node.stages.set(STAGE, State::Promoted, "the store belongs to a server now");
-    if let Some(answer) = node.replay.take_promotion() {
-        // The store is handed over even if whoever asked is gone: a second promotion is refused,
-        // and the verb's words say how to start the server.
-        let _ = answer.send(Ok(promotion));
-    }
-    Ok(())
+        timeline: state.timeline.0,
+    })
 }
 
 fn report(node: &Node, store: &Store) {
@@ -154,6 +193,14 @@ impl Reading {
         let (Some(archive), Some(identity)) = (node.archive(), node.identity()) else {
             return Err(Trouble::misuse("the archive's cluster is not known"));
         };
+        let durable = node.positions.get(Position::Durable);
+        if durable < begin {
+            return Err(Trouble::new(
+                Kind::NotThere,
+                format_args!("the archive ends at {durable}, the store needs WAL from {begin} on"),
+            )
+            .with_hint("the archive is not this store's, or was cut: bootstrap again"));
+        }
         let Identity { timeline, segment_size: size, system_identifier, .. } = identity;
         let start = size.start_of(size.segment_of(begin));
         let reader = ArchiveReader::open(archive, timeline, start)?;

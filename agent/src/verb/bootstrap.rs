@@ -213,8 +213,8 @@ fn sync_directory(directory: &Path) -> std::io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-/// Puts the backup's own WAL into the archive. An archive that has WAL already must hold the
-/// backup's start, and is left as it is.
+/// Puts the backup's own WAL into the archive. An archive that has WAL already is left as it is; it
+/// must not begin after the backup.
 fn import_wal(
     node: &Node,
     archive: &Archive,
@@ -225,20 +225,17 @@ fn import_wal(
     let size = identity.segment_size;
     let begin = size.start_of(size.segment_of(label.redo));
     if let Some(extent) = archive.extent(identity.timeline)? {
-        let reaches = |name: walfmt::SegmentName| name.number(size).map(|n| size.start_of(n));
-        let first = reaches(extent.first).unwrap_or(Lsn(u64::MAX));
-        let last = reaches(extent.last).unwrap_or_default();
-        if (first..=last).contains(&begin) {
-            return Ok(());
+        let first = extent.first.number(size).map_or(Lsn(u64::MAX), |first| size.start_of(first));
+        if first <= begin {
+            return Ok(()); // what is missing is received
         }
         return Err(Trouble::misuse(format_args!(
-            "the archive in {} holds {} to {}, the backup begins at {}",
+            "the archive in {} begins with {}, the backup at {}",
             archive.dir().display(),
             extent.first,
-            extent.last,
             label.redo
         ))
-        .with_hint("move that directory away: it does not connect to this backup"));
+        .with_hint("move that directory away: it does not reach back to this backup"));
     }
     let mut writer = node.open_writer(archive, begin)?;
     let files = Arc::clone(node.files());
@@ -337,7 +334,9 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(archive: &Archive, identity: Identity, label: &'a BackupLabel) -> Result<Self, Trouble> {
         let size = identity.segment_size;
-        let begin = size.start_of(size.segment_of(label.redo));
+        let redo = size.segment_of(label.redo);
+        let last = archive.last_segment(identity.timeline)?.and_then(|last| last.number(size));
+        let begin = size.start_of(last.map_or(redo, |last| last.min(redo)));
         Ok(Self {
             label,
             reader: ArchiveReader::open(archive, identity.timeline, begin)?,

@@ -18,5 +18,12 @@ pub(crate) fn run(config: &Path) -> Result<(), Trouble> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    // A panic is a broken invariant of ours, wherever it happens: nothing that goes on after it can
+    // be trusted, and what is on disk is safe.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
     node::run(config)
 }
