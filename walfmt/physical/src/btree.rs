@@ -18,6 +18,7 @@ use walfmt::rmgr::btree::*;
 use walfmt::{BlockReference, Record};
 
 use crate::Page;
+use crate::fault::Fault;
 use crate::page::{self, ItemId, PageError};
 
 /// Why a Btree record could not be replayed.
@@ -79,6 +80,31 @@ pub(crate) fn redo(record: &Record<'_>, block: &BlockReference<'_>, page: &mut P
             Err(BtreeFault::Contents(format!("{name} ({opcode:#04x}) has no block {id}")))
         }
     }
+}
+
+/// That the record is one [`redo`] knows, and that its main data says what such a record's does.
+/// What belongs to single pages is checked with the page.
+pub(crate) fn check(record: &Record<'_>) -> Result<(), Fault> {
+    let main = record.main_data;
+    match record.header.opcode() {
+        XLOG_BTREE_INSERT_LEAF
+        | XLOG_BTREE_INSERT_UPPER
+        | XLOG_BTREE_INSERT_META
+        | XLOG_BTREE_INSERT_POST => Insert::read(main).map(drop)?,
+        XLOG_BTREE_SPLIT_L | XLOG_BTREE_SPLIT_R => Split::read(main).map(drop)?,
+        XLOG_BTREE_VACUUM => Deletion::read_vacuum(main).map(drop)?,
+        XLOG_BTREE_DELETE => Deletion::read_delete(main).map(drop)?,
+        XLOG_BTREE_MARK_PAGE_HALFDEAD => MarkPageHalfDead::read(main).map(drop)?,
+        XLOG_BTREE_UNLINK_PAGE | XLOG_BTREE_UNLINK_PAGE_META => {
+            UnlinkPage::read(main).map(drop)?;
+        }
+        XLOG_BTREE_NEWROOT => NewRoot::read(main).map(drop)?,
+        XLOG_BTREE_REUSE_PAGE => ReusePage::read(main).map(drop)?,
+        // Its number of intervals is checked against those of the page's data.
+        XLOG_BTREE_DEDUP | XLOG_BTREE_META_CLEANUP => {}
+        unknown => return Err(Fault::unknown_opcode(unknown)),
+    }
+    Ok(())
 }
 
 /// A btree page's special space (`BTPageOpaqueData`).

@@ -85,7 +85,7 @@ const fn bottom_block(page: u32) -> BlockNumber {
 
 /// Notes a heap block's free space; says whether the page changed (`XLogRecordPageWithFreeSpace`).
 pub(crate) fn record(page: &mut Page, heap_block: BlockNumber, free_bytes: u16) -> bool {
-    let initialized = init_if_new(page);
+    let initialized = page::init_if_new(page);
     let value =
         if free_bytes >= REQUEST_MAX { 255 } else { (free_bytes / CATEGORY_STEP).min(254) as u8 };
     let nodes = &mut page[NODES_AT..];
@@ -111,7 +111,7 @@ pub(crate) fn record(page: &mut Page, heap_block: BlockNumber, free_bytes: u16) 
 
 /// Forgets the free space of all heap blocks from `heap_blocks` on (`fsm_truncate_avail`).
 pub(crate) fn truncate(page: &mut Page, heap_blocks: BlockNumber) {
-    init_if_new(page);
+    page::init_if_new(page);
     let nodes = &mut page[NODES_AT..];
     let slots = &mut nodes[INNER_NODES + (heap_blocks % SLOTS_PER_PAGE) as usize..];
     if slots.iter().any(|slot| *slot != 0) {
@@ -130,14 +130,6 @@ fn rebuild(nodes: &mut [u8]) {
 fn larger_child(nodes: &[u8], node: usize) -> u8 {
     let child = |at: usize| nodes.get(at).copied().unwrap_or_default();
     child(2 * node + 1).max(child(2 * node + 2))
-}
-
-fn init_if_new(page: &mut Page) -> bool {
-    let new = page::is_new(page);
-    if new {
-        page::init(page, 0);
-    }
-    new
 }
 
 #[cfg(test)]

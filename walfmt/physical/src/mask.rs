@@ -11,31 +11,24 @@
 //! `src/backend/access/heap/heapam.c`, `btree_mask` in `src/backend/access/nbtree/nbtxlog.c`.
 
 use walfmt::bytes::{put, u16_at};
+use walfmt::page::field::PD_CHECKSUM;
 use walfmt::page::{
     HEAP_XMAX_COMMITTED, HEAP_XMAX_INVALID, HEAP_XMIN_FROZEN, HeapTupleHeader, ItemPointer,
     PD_ALL_VISIBLE, PD_HAS_FREE_LINES, PD_PAGE_FULL, PageError, bounds, max_align,
 };
 use walfmt::relation::{BLOCK_SIZE, PageId};
 use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::btree::{BTP_HAS_GARBAGE, BTP_LEAF, BTP_SPLIT_END, OPAQUE_SIZE};
 use walfmt::{Lsn, TransactionId};
 
 use crate::Page;
 use crate::page::{self, ItemId};
-
-/// Where `pd_checksum` is, in bytes from the page's start.
-const PD_CHECKSUM: usize = 8;
 
 /// Visibility and lock bits of `t_infomask` (`HEAP_XACT_MASK`).
 const HEAP_XACT_MASK: u16 = 0xFFF0;
 
 /// The offset in the address of a tuple that is not yet there for good (`SpecTokenOffsetNumber`).
 const SPECULATIVE_OFFSET: u16 = 0xFFFE;
-
-/// Size of a btree page's special space, in bytes (`BTPageOpaqueData`).
-const BTREE_OPAQUE_SIZE: usize = 16;
-const BTP_LEAF: u16 = 1 << 0;
-const BTP_SPLIT_END: u16 = 1 << 5;
-const BTP_HAS_GARBAGE: u16 = 1 << 6;
 
 /// Makes equal what may differ. `rmgr` is that of the record which carries the image; pages of
 /// resource managers without rules stay as they are.
@@ -82,7 +75,7 @@ fn mask_tuple(tuple: &mut [u8], itself: ItemPointer) -> Result<(), PageError> {
 
 fn mask_btree(page: &mut Page) -> Result<(), PageError> {
     mask_header_and_hole(page)?;
-    let flags_at = BLOCK_SIZE - BTREE_OPAQUE_SIZE + 12;
+    let flags_at = BLOCK_SIZE - OPAQUE_SIZE + 12;
     let flags = u16_at(page, flags_at);
     if flags & BTP_LEAF != 0 {
         for offset in 1..=page::max_offset(page) {

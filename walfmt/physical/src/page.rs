@@ -35,6 +35,15 @@ pub fn init(page: &mut Page, special_size: usize) {
     put(page, field::PD_PAGESIZE_VERSION, PAGE_SIZE_AND_VERSION.to_le_bytes());
 }
 
+/// Makes a page that was never used empty, without special space; says whether it was one.
+pub(crate) fn init_if_new(page: &mut Page) -> bool {
+    let new = is_new(page);
+    if new {
+        init(page, 0);
+    }
+    new
+}
+
 /// Sets `pd_lsn`.
 pub fn set_lsn(page: &mut Page, lsn: Lsn) {
     put(page, field::PD_LSN, ((lsn.0 >> 32) as u32).to_le_bytes());

@@ -8,8 +8,8 @@ use walfmt::rmgr::xlog::{self as xlog_records, Change};
 use crate::fault::Fault;
 use crate::heap::Clears;
 use crate::{
-    PageAccess, PageChange, RedoContext, RedoError, clog, heap, heap2, smgr, visibilitymap, xact,
-    xlog,
+    PageAccess, PageChange, RedoContext, RedoError, btree, clog, heap, heap2, smgr, visibilitymap,
+    xact, xlog,
 };
 
 /// Messages for logical decoding; nothing on disk.
@@ -63,7 +63,7 @@ impl<'a> Effect<'a> {
             RmgrId::XLOG => return Ok(xlog::read(record)?.map_or(Self::None, Self::Server)),
             RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
             RmgrId::HEAP2 => return heap2::check(record).map(|()| Self::None),
-            RmgrId::BTREE => return Ok(Self::None),
+            RmgrId::BTREE => return btree::check(record).map(|()| Self::None),
             RmgrId::XACT => xact::read(record, context)?.map_or(Self::None, Self::Transaction),
             RmgrId::SMGR => Self::Files(smgr::read(record)?),
             RmgrId::CLOG => Self::Clog(clog::read(record, context)?),

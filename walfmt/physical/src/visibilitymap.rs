@@ -58,7 +58,7 @@ pub const fn boundary_block(heap_blocks: BlockNumber) -> Option<BlockNumber> {
 /// Clears bits of a heap block; says whether the page changed. The page's LSN stays
 /// (`visibilitymap_clear`).
 pub(crate) fn clear(page: &mut Page, heap_block: BlockNumber, bits: u8) -> bool {
-    let initialized = init_if_new(page);
+    let initialized = page::init_if_new(page);
     let (byte, shift) = position(heap_block);
     let mask = (bits & VALID_BITS) << shift;
     let cleared = page[byte] & mask != 0;
@@ -69,7 +69,7 @@ pub(crate) fn clear(page: &mut Page, heap_block: BlockNumber, bits: u8) -> bool 
 /// Sets bits of a heap block, and the page's LSN if they were not just so before
 /// (`visibilitymap_set`). Says whether the page changed.
 pub(crate) fn set(page: &mut Page, heap_block: BlockNumber, bits: u8, lsn: Lsn) -> bool {
-    let initialized = init_if_new(page);
+    let initialized = page::init_if_new(page);
     let (byte, shift) = position(heap_block);
     if page[byte] >> shift & VALID_BITS == bits {
         return initialized;
@@ -81,7 +81,7 @@ pub(crate) fn set(page: &mut Page, heap_block: BlockNumber, bits: u8, lsn: Lsn) 
 
 /// Clears the bits of all heap blocks from `heap_blocks` on (`visibilitymap_prepare_truncate`).
 pub(crate) fn truncate(page: &mut Page, heap_blocks: BlockNumber) {
-    init_if_new(page);
+    page::init_if_new(page);
     let (byte, shift) = position(heap_blocks);
     page[byte] &= (1 << shift) - 1;
     page[byte + 1..].fill(0);
@@ -92,14 +92,6 @@ const fn position(heap_block: BlockNumber) -> (usize, u32) {
     let in_page = heap_block % HEAP_BLOCKS_PER_PAGE;
     let byte = PAGE_HEADER_SIZE + (in_page / BLOCKS_PER_BYTE) as usize;
     (byte, in_page % BLOCKS_PER_BYTE * 2)
-}
-
-fn init_if_new(page: &mut Page) -> bool {
-    let new = page::is_new(page);
-    if new {
-        page::init(page, 0);
-    }
-    new
 }
 
 #[cfg(test)]
