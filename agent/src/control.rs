@@ -23,6 +23,9 @@ use crate::positions::Position;
 use crate::stage::{State, receive};
 use crate::trouble::{Kind, Trouble};
 
+/// How long receiving may take to end for a promotion.
+const QUIET_LIMIT: Duration = Duration::from_secs(30);
+
 /// What `walferry status` shows.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Status {
@@ -231,9 +234,11 @@ async fn wait(Shared(node): Shared<Arc<Node>>, Query(request): Query<WaitRequest
 }
 
 async fn promote(Shared(node): Shared<Arc<Node>>, Json(request): Json<PromoteRequest>) -> Response {
-    match promotion(&node, &request).await {
-        Ok(promotion) => Json(promotion).into_response(),
-        Err(trouble) => failure(&trouble),
+    // In a task of its own: it is brought to an end even if whoever asked goes away.
+    match tokio::spawn(async move { promotion(&node, &request).await }).await {
+        Ok(Ok(promotion)) => Json(promotion).into_response(),
+        Ok(Err(trouble)) => failure(&trouble),
+        Err(error) => failure(&Trouble::io("promotion", error)),
     }
 }
 
@@ -256,11 +261,27 @@ async fn promotion(node: &Arc<Node>, request: &PromoteRequest) -> Result<Promoti
         }
     }
     node.end_receiving(true);
-    let promotion = node.replay.promote(node).await;
+    let promotion = match receiving_quiet(node).await {
+        Ok(()) => node.replay.promote(node).await,
+        Err(trouble) => Err(trouble),
+    };
     if promotion.is_err() {
         node.end_receiving(false);
     }
     promotion
+}
+
+/// Waits until the archive has all that was received: what is acknowledged is promoted.
+async fn receiving_quiet(node: &Node) -> Result<(), Trouble> {
+    let mut changes = node.positions.subscribe();
+    let quiet = async {
+        while !node.receiving_quiet() && !node.stopping() {
+            let _ = changes.changed().await;
+        }
+    };
+    tokio::time::timeout(QUIET_LIMIT, quiet).await.map_err(|_| {
+        Trouble::new(Kind::Io, "receiving does not end").with_hint("walferry status says why")
+    })
 }
 
 fn failure(trouble: &Trouble) -> Response {

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
 use walferry_wire::LagClock;
 use walfmt::{Lsn, SegmentSize, Timeline, Version};
@@ -59,9 +58,10 @@ pub(crate) struct Node {
     server_version: AtomicU32,
     shipping_forbidden: Mutex<Option<Trouble>>,
     stopping: AtomicBool,
-    /// Nothing is received: the store is being promoted.
+    /// Nothing is to be received: the store is being promoted.
     receiving_ended: AtomicBool,
-    stop: Notify,
+    /// Nothing is received any more, and all that was has been written.
+    receiving_quiet: AtomicBool,
 }
 
 impl Node {
@@ -82,7 +82,7 @@ impl Node {
             shipping_forbidden: Mutex::new(None),
             stopping: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),
-            stop: Notify::new(),
+            receiving_quiet: AtomicBool::new(false),
         })
     }
 
@@ -194,7 +194,6 @@ impl Node {
     /// Tells every stage to end.
     pub(crate) fn begin_stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.stop.notify_waiters();
         self.positions.wake();
     }
 
@@ -204,21 +203,33 @@ impl Node {
 
     /// Receives nothing more, for a promotion, or goes on if there was none after all.
     pub(crate) fn end_receiving(&self, ended: bool) {
+        self.receiving_quiet.fetch_and(ended, Ordering::AcqRel);
         self.receiving_ended.store(ended, Ordering::Release);
-        self.stop.notify_waiters();
         self.positions.wake();
     }
 
-    /// Completes when the node stops, or stops receiving; may complete without either.
-    pub(crate) async fn interrupted(&self) {
-        self.stop.notified().await;
+    pub(crate) fn receiving_quiet(&self) -> bool {
+        self.receiving_quiet.load(Ordering::Acquire)
+    }
+
+    /// Said by `receive`, after it was told to end: the archive has all it will get.
+    pub(crate) fn set_receiving_quiet(&self) {
+        self.receiving_quiet.store(true, Ordering::Release);
+        self.positions.wake();
+    }
+
+    /// For async code: completes when the node stops.
+    pub(crate) async fn stopped(&self) {
+        let mut changes = self.positions.subscribe();
+        while !self.stopping() {
+            // The sender lives as long as the node.
+            let _ = changes.changed().await;
+        }
     }
 
     /// For async code: a pause that ends early when the node stops.
     pub(crate) async fn pause(&self, duration: Duration) {
-        if !self.stopping() {
-            let _ = tokio::time::timeout(duration, self.stop.notified()).await;
-        }
+        let _ = tokio::time::timeout(duration, self.stopped()).await;
     }
 
     /// For threads: a pause that ends early when the node stops.
@@ -285,6 +296,7 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
     match config.source()? {
         Source::Tail(directory) => {
             if let Some(conninfo) = &config.source.conninfo {
+                stage::horizon::refuse_misuse(conninfo).await?;
                 tokio::spawn(stage::horizon::run(Arc::clone(node), conninfo.clone()));
             } else {
                 tracing::warn!(

@@ -170,6 +170,11 @@ impl From<ReplayError> for Trouble {
                 "the archive goes on and has all WAL; restore from it with PostgreSQL, or \
                  bootstrap again once the leader no longer does this",
             ),
+            // As with the archive: what a failed sync lost, the next one does not bring back.
+            ReplayError::File { source, .. } if source.action.contains("sync") => (
+                Kind::Corrupt,
+                "check the disk, then restart the agent: it replays from the last restart point",
+            ),
             ReplayError::File { .. } | ReplayError::Page { fault: PageFault::File(_), .. } => {
                 (Kind::Io, "check the store's disk: space, permissions, errors in the kernel log")
             }

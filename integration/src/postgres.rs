@@ -234,10 +234,12 @@ impl Cluster {
         command.arg("-k").arg(&self.endpoint.socket_directory);
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "logging_collector=off"]);
         if let Some(directory) = &self.kept_segments {
-            // Written under another name first: a file with a segment's name is whole.
+            // Written under another name first: a file with a segment's name is whole. One that is
+            // there already is fine if it is the same: a server that was killed asks again.
             let kept = directory.display();
             command.args(["-c", "archive_mode=on", "-c"]).arg(format!(
-                "archive_command=test ! -f {kept}/%f && cp %p {kept}/%f.part && mv {kept}/%f.part {kept}/%f"
+                "archive_command=if test -f {kept}/%f; then cmp %p {kept}/%f; \
+                 else cp %p {kept}/%f.part && mv {kept}/%f.part {kept}/%f; fi"
             ));
         }
         let stdout = log.try_clone().context("cannot share the server's log")?;

@@ -141,6 +141,7 @@ impl ArchiveWriter {
             tail,
             _lock: lock,
         };
+        writer.write_again()?;
         writer.sync()?;
         Ok(writer)
     }
@@ -345,6 +346,23 @@ impl ArchiveWriter {
         file.fdatasync()?;
         files.rename(&temporary, &path)?;
         files.sync_dir(self.archive.dir())?;
+        Ok(())
+    }
+
+    /// Writes the last file's bytes once more, as they are. If the sync of an earlier process
+    /// failed, the kernel may hold them as clean although the disk does not have them, and the next
+    /// sync would succeed without writing anything.
+    fn write_again(&mut self) -> Result<()> {
+        let mut buffer = vec![0; UNWRITTEN_BYTES_MAX];
+        let mut offset = 0;
+        while offset < self.file_bytes {
+            let read = self.file.read_at(offset, &mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            self.file.write_at(offset, &buffer[..read])?;
+            offset += read as u64;
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::stage::State;
 use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "horizon";
+const FIRST_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// Asks until the node stops. A server that cannot be reached is asked again; one that must not be
@@ -26,6 +27,16 @@ pub(crate) async fn run(node: Arc<Node>, conninfo: String) {
             node.stages.fail(STAGE, State::Retrying, &trouble);
         }
         node.pause(Duration::from_secs(1)).await;
+    }
+}
+
+/// Before anything is shipped: a server that answers, and must not be followed, ends the agent. One
+/// that does not answer is asked later.
+pub(crate) async fn refuse_misuse(conninfo: &str) -> Result<(), Trouble> {
+    let ask = async { Server::connect(conninfo).await?.settings().await };
+    match tokio::time::timeout(FIRST_ANSWER_LIMIT, ask).await {
+        Ok(Err(trouble)) if trouble.kind() == Kind::Misuse => Err(trouble),
+        _ => Ok(()),
     }
 }
 
@@ -47,6 +58,9 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
     while !node.stopping() {
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
         node.pause(ASK_EVERY).await;
+        if server.settings().await?.in_recovery {
+            return Ok(());
+        }
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use walferry_archive::{Archive, ArchiveReader, ArchiveWriter};
+use walferry_archive::{Archive, ArchiveError, ArchiveReader, ArchiveWriter};
 use walferry_wire::{
     Backoff, Chunk, FollowerPositions, Hello, Limits, PlainText, Receiver, ReceiverConfig,
     ReceiverEvent, RefusalCode, Refused, Resume,
@@ -21,6 +21,7 @@ use walfmt::{Lsn, RawRecord, RecordStream, SegmentNumber, Step, Stop, StreamStar
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::State;
+use crate::stage::send::WRITE_LIMIT;
 use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "receive";
@@ -81,14 +82,33 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
     let mut peers = peers.iter().cycle();
     while !node.stopping() {
         if node.receiving_ended() {
-            node.stages.set(STAGE, State::Waiting, "the store is being promoted, or has been");
+            // An answer says that all parcels before the question have been written.
+            let (ask, answer) = oneshot::channel();
+            let asked = outlet.parcels.send(Parcel::Begin(ask)).await.is_ok();
+            let written = asked && answer.await.is_ok();
+            if written || outlet.parcels.is_closed() {
+                node.stages.set(STAGE, State::Waiting, "the store is being promoted, or has been");
+                node.set_receiving_quiet();
+            }
+            node.pause(RETRY_PAUSE).await;
+            continue;
+        }
+        if outlet.parcels.is_closed() {
+            // The archive's thread has said why it stopped; a promotion must not wait for it.
+            node.set_receiving_quiet();
             node.pause(RETRY_PAUSE).await;
             continue;
         }
         let Some(peer) = peers.next() else { return };
         node.metrics.count_reconnect();
         let begun = Instant::now();
-        let pause = match follow(&node, peer, &outlet).await {
+        let durable = node.positions.get(Position::Durable);
+        let ended = follow(&node, peer, &outlet).await;
+        // A connection that brought WAL was a good one, however short: the next comes soon.
+        if node.positions.get(Position::Durable) > durable {
+            backoff = Backoff::default();
+        }
+        let pause = match ended {
             Ok(Ended::Refused(refused)) => {
                 refused_state(&node, peer, &refused);
                 REFUSED_PAUSE
@@ -112,6 +132,10 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
 /// Whether a peer answers, as a leader does: for a promotion, which must know that it does not.
 pub(crate) async fn answers(peer: &str) -> bool {
     matches!(tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer)).await, Ok(Ok(_)))
+}
+
+fn archive_gone() -> Trouble {
+    Trouble::io("archive", "its thread has stopped")
 }
 
 enum Ended {
@@ -145,9 +169,8 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
     let lost = |error: &dyn std::fmt::Display| Trouble::io(format_args!("peer {peer}"), error);
     let begin = {
         let (ask, answer) = oneshot::channel();
-        let gone = || Trouble::io("archive", "its thread has stopped");
-        outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| archive_gone())?;
+        answer.await.map_err(|_| archive_gone())?
     };
     let mut stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer))
         .await
@@ -176,7 +199,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                     note_leader(node, data.stamp, data.source_durable);
                     let parcel = Parcel::Chunk { connection: begin.connection, chunk: data.chunk };
                     if outlet.parcels.send(parcel).await.is_err() {
-                        return Err(Trouble::io("archive", "its thread has stopped"));
+                        return Err(archive_gone());
                     }
                 }
                 ReceiverEvent::Heartbeat(heartbeat) => {
@@ -187,8 +210,16 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                 ReceiverEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
             }
         }
+        // Looked at in every round: of the events that wake us at once, only one is taken.
+        if (node.stopping() || node.receiving_ended()) && !receiver.is_closed() {
+            reason = "this node stops receiving".to_owned();
+            receiver.goodbye(&reason);
+        }
         while let Some(bytes) = receiver.poll_transmit() {
-            stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
+            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes))
+                .await
+                .map_err(|_| lost(&"takes nothing"))?
+                .map_err(|error| lost(&error))?;
         }
         if receiver.is_closed() {
             let _ = stream.shutdown().await;
@@ -206,7 +237,8 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                 let positions = follower_positions(node);
                 receiver.set_positions(Instant::now(), positions).map_err(|error| lost(&error))?;
             }
-            _ = failed.changed() => {
+            changed = failed.changed() => {
+                changed.map_err(|_| archive_gone())?;
                 let trouble = failed.borrow_and_update().clone();
                 if let Some((connection, trouble)) = trouble
                     && connection == begin.connection
@@ -216,12 +248,6 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
             }
             () = tokio::time::sleep_until(deadline.into()) => {
                 receiver.handle_timeout(Instant::now()).map_err(|error| lost(&error))?;
-            }
-            () = node.interrupted() => {
-                if node.stopping() || node.receiving_ended() {
-                    reason = "this node stops receiving".to_owned();
-                    receiver.goodbye(&reason);
-                }
             }
         }
     }
@@ -257,34 +283,41 @@ fn follower_positions(node: &Node) -> FollowerPositions {
         .expect("positions are read against their order, and only grow")
 }
 
-/// The archive's thread: writes what arrives, until the node stops.
+/// The archive's thread: writes what arrives, until the node stops or the archive cannot be
+/// written.
 pub(crate) fn write(node: &Arc<Node>, inbox: Inbox) {
     let Inbox { mut parcels, failed, outlet } = inbox;
     drop(outlet);
     let mut connection = 0;
     while !node.stopping() && !parcels.is_closed() {
-        match Keeper::open(node) {
-            Ok(mut keeper) => {
-                let Err(trouble) = keeper.keep(&mut parcels, &mut connection) else { return };
-                drop(keeper);
-                if trouble.kind() == Kind::Io {
-                    node.sleep(RETRY_PAUSE);
-                }
-                // What this connection still sends is for nobody.
-                let _ = failed.send(Some((connection, trouble)));
-                connection += 1;
-            }
-            Err(trouble) => {
-                let state =
-                    if trouble.kind() == Kind::Io { State::Retrying } else { State::Stopped };
-                node.stages.fail(STAGE, state, &trouble);
-                if state == State::Stopped {
-                    return;
-                }
+        let kept = Keeper::open(node)
+            .map_err(KeepError::Archive)
+            .and_then(|mut keeper| keeper.keep(&mut parcels, &mut connection));
+        let trouble = match kept {
+            Ok(()) => return,
+            Err(KeepError::Chunk(trouble)) => trouble,
+            Err(KeepError::Archive(trouble)) if trouble.kind() == Kind::Io => {
+                node.stages.fail(STAGE, State::Retrying, &trouble);
                 node.sleep(RETRY_PAUSE);
+                trouble
             }
-        }
+            Err(KeepError::Archive(trouble)) => {
+                node.stages.fail(STAGE, State::Stopped, &trouble);
+                return;
+            }
+        };
+        // What this connection still sends is for nobody.
+        let _ = failed.send(Some((connection, trouble)));
+        connection += 1;
     }
+}
+
+/// Who is to blame when a parcel was not written.
+enum KeepError {
+    /// The peer: its connection is closed, and the archive is as it was.
+    Chunk(Trouble),
+    /// The archive itself.
+    Archive(Trouble),
 }
 
 /// The archive being written, and the records in it.
@@ -320,7 +353,8 @@ impl<'a> Keeper<'a> {
         &mut self,
         parcels: &mut mpsc::Receiver<Parcel>,
         connection: &mut u64,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), KeepError> {
+        let archive = |error| KeepError::Archive(Trouble::from(error));
         while let Some(parcel) = parcels.blocking_recv() {
             let mut next = Some(parcel);
             while let Some(parcel) = next {
@@ -342,7 +376,7 @@ impl<'a> Keeper<'a> {
                 next = parcels.try_recv().ok();
             }
             let begun = Instant::now();
-            let durable = self.writer.sync()?;
+            let durable = self.writer.sync().map_err(archive)?;
             if durable > self.node.positions.get(Position::Durable) {
                 self.node.metrics.observe_flush(begun.elapsed());
                 self.node.positions.advance(Position::Durable, durable);
@@ -351,26 +385,32 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
-    fn append(&mut self, chunk: &Chunk) -> Result<(), Trouble> {
+    fn append(&mut self, chunk: &Chunk) -> Result<(), KeepError> {
         self.wal.clear();
-        let received =
-            self.writer.receive(chunk.start, chunk.starts_frame, &chunk.bytes, &mut self.wal)?;
+        let received = self
+            .writer
+            .receive(chunk.start, chunk.starts_frame, &chunk.bytes, &mut self.wal)
+            .map_err(|error| match error {
+                ArchiveError::File(_) | ArchiveError::Stopped | ArchiveError::Corrupt { .. } => {
+                    KeepError::Archive(error.into())
+                }
+                _ => KeepError::Chunk(error.into()),
+            })?;
         if received.end() != chunk.end {
-            return Err(Trouble::new(
-                Kind::Corrupt,
-                format_args!(
-                    "a chunk from {} says it ends at {}, and holds WAL up to {}",
-                    chunk.start,
-                    chunk.end,
-                    received.end()
-                ),
-            ));
+            let words = format!(
+                "a chunk from {} says it ends at {}, and holds WAL up to {}",
+                chunk.start,
+                chunk.end,
+                received.end()
+            );
+            return Err(KeepError::Chunk(Trouble::new(Kind::Corrupt, words)));
         }
         self.chain.push(chunk.start, &self.wal).map_err(|stop| {
-            Trouble::new(Kind::Corrupt, format_args!("WAL from the peer: {stop}"))
-                .with_hint("nothing of it was written; the peer's archive should be verified")
+            let words = format!("WAL from the peer: {stop}");
+            let hint = "nothing of it was written; the peer's archive should be verified";
+            KeepError::Chunk(Trouble::new(Kind::Corrupt, words).with_hint(hint))
         })?;
-        let end = received.commit()?;
+        let end = received.commit().map_err(|error| KeepError::Archive(error.into()))?;
         self.node.metrics.count_archived(self.wal.len() as u64, chunk.bytes.len() as u64);
         self.node.positions.advance(Position::Received, end);
         Ok(())
@@ -413,9 +453,12 @@ impl Chain {
                 Ok(()) if chain.last.is_some() || number <= first => return Ok(chain),
                 Ok(()) => number = SegmentNumber(number.0 - 1),
                 Err(ChainError::Archive(trouble)) => return Err(trouble),
-                Err(ChainError::Record(stop)) if stop.at >= writer.recovery().unchecked_from => {
+                // What the last frame holds has no checksum yet, if a crash left it unfinished.
+                Err(ChainError::Record(stop))
+                    if writer.content_end() > writer.recovery().unchecked_from =>
+                {
                     tracing::warn!("after a crash: {stop}; cut off, to be received again");
-                    writer.cut_back(stop.at)?;
+                    writer.cut_back(stop.at.max(writer.recovery().unchecked_from))?;
                 }
                 Err(ChainError::Record(stop)) => {
                     return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))

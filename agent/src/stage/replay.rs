@@ -34,6 +34,8 @@ enum Asked {
     #[default]
     Nothing,
     Promotion(PromotionAnswer),
+    /// The store was handed over.
+    Promoted(Promotion),
     /// Replay has ended, for this reason.
     Ended(Trouble),
 }
@@ -44,6 +46,8 @@ impl Commands {
         let promotion = {
             let mut asked = self.lock();
             match &*asked {
+                // Whoever asks again may start the server, if the first one could not.
+                Asked::Promoted(promotion) => return Ok(promotion.clone()),
                 Asked::Ended(trouble) => return Err(trouble.clone()),
                 Asked::Promotion(_) => {
                     return Err(Trouble::new(Kind::Refused, "a promotion is under way"));
@@ -62,17 +66,28 @@ impl Commands {
         matches!(*self.lock(), Asked::Promotion(_))
     }
 
-    /// Answers whoever asked for a promotion. That nobody listens any more changes nothing.
+    /// Answers whoever asked for a promotion, if anybody did. That nobody listens any more changes
+    /// nothing.
     fn answer(&self, result: Result<Promotion, Trouble>) {
-        if let Asked::Promotion(answer) = std::mem::take(&mut *self.lock()) {
+        let mut asked = self.lock();
+        let next = match &result {
+            Ok(promotion) => Asked::Promoted(promotion.clone()),
+            Err(_) => Asked::Nothing,
+        };
+        if matches!(*asked, Asked::Promotion(_))
+            && let Asked::Promotion(answer) = std::mem::replace(&mut *asked, next)
+        {
             let _ = answer.send(result);
         }
     }
 
-    /// Nothing can be asked any more.
+    /// Nothing more can be asked.
     fn end(&self, trouble: Trouble) {
         self.answer(Err(trouble.clone()));
-        *self.lock() = Asked::Ended(trouble);
+        let mut asked = self.lock();
+        if !matches!(*asked, Asked::Promoted(_)) {
+            *asked = Asked::Ended(trouble);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Asked> {
@@ -137,8 +152,8 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
             bounded = true;
         }
         // A promotion comes at the end of what is durable, when nothing more can come.
-        let settled = bound >= node.positions.get(Position::Received);
-        if settled && node.receiving_ended() && node.replay.promotion_asked() {
+        let settled = node.receiving_quiet() && bound == node.positions.get(Position::Durable);
+        if settled && node.replay.promotion_asked() {
             match promote(node, &mut store) {
                 Ok(promotion) => {
                     node.stages.set(STAGE, State::Promoted, "the store belongs to a server now");

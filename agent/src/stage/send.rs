@@ -34,6 +34,8 @@ const CONNECTIONS_MAX: usize = 32;
 /// is under way.
 const QUEUE_CHUNKS: usize = 2;
 const READ_BYTES: usize = 64 << 10;
+/// A peer that takes nothing for this long is gone.
+pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a follower that is ahead of us waits for us to catch up, as after our own restart.
 const AHEAD_LIMIT: Duration = Duration::from_secs(5);
 
@@ -52,7 +54,7 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
     while !node.stopping() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = node.interrupted() => continue,
+            () = node.stopped() => return,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -132,8 +134,13 @@ async fn exchange(
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
             }
         }
+        // Looked at in every round: of the events that wake us at once, only one is taken.
+        if node.stopping() && !sender.is_closed() {
+            reason = "this agent stops".to_owned();
+            sender.goodbye(&reason);
+        }
         while let Some(bytes) = sender.poll_transmit() {
-            stream.write_all(&bytes).await?;
+            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes)).await??;
         }
         if sender.is_closed() {
             let _ = stream.shutdown().await;
@@ -172,12 +179,6 @@ async fn exchange(
             () = tokio::time::sleep_until(deadline.into()) => {
                 sender.set_positions(leader_positions(node))?;
                 sender.handle_timeout(clock::now())?;
-            }
-            () = node.interrupted() => {
-                if node.stopping() {
-                    reason = "this agent stops".to_owned();
-                    sender.goodbye(&reason);
-                }
             }
         }
     }
@@ -278,7 +279,7 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
         return Err((RefusalCode::NOT_ARCHIVED, text));
     }
     if let Resume::Continue { .. } = hello.resume
-        && !is_our_history(archive, hello).map_err(failed)?
+        && !is_our_history(archive, hello, appended).map_err(failed)?
     {
         let text = format!("the WAL of follower and leader before {start} is not the same");
         return Err((RefusalCode::DIVERGED, text));
@@ -302,8 +303,9 @@ fn wait_until_readable(node: &Node, start: Lsn) -> Lsn {
 }
 
 /// Whether our archive has the follower's last whole record, with the same CRC and the same bytes
-/// behind it.
-fn is_our_history(archive: &Archive, hello: &Hello) -> Result<bool, ArchiveError> {
+/// behind it. Our blocks need not end where the follower's do, so the archive is read up to
+/// `appended`, not just to the follower's end.
+fn is_our_history(archive: &Archive, hello: &Hello, appended: Lsn) -> Result<bool, ArchiveError> {
     let Resume::Continue { record_start, record_end, record_crc, content_end, tail_crc } =
         hello.resume
     else {
@@ -319,7 +321,8 @@ fn is_our_history(archive: &Archive, hello: &Hello) -> Result<bool, ArchiveError
     });
     let mut same_record = false;
     let mut crc = 0;
-    while let Some(chunk) = reader.next(content_end)? {
+    stream.set_known_end(appended);
+    while let Some(chunk) = reader.next(appended)? {
         stream.push(chunk.wal);
         while let Step::Record(record) = stream.poll() {
             same_record |= record.start == record_start

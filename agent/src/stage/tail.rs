@@ -21,9 +21,11 @@ use std::time::{Duration, Instant};
 
 use notify::Watcher;
 use walferry_archive::{Archive, ArchiveError, ArchiveWriter, File, FileError, Files};
-use walfmt::control::{ClusterState, ControlFile};
+use walfmt::control::{ClusterState, ControlError, ControlFile};
 use walfmt::wal_page::{LONG_HEADER_SIZE, WalPageHeader};
-use walfmt::{Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind};
+use walfmt::{
+    Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind, Timeline,
+};
 
 use crate::node::{Identity, Node};
 use crate::positions::Position;
@@ -40,6 +42,9 @@ const ROUND_BYTES_MAX: usize = 4 << 20;
 /// How often a server that is not in production is looked at again.
 const NOT_IN_PRODUCTION_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const CONTROL_FILE_TRIES: usize = 20;
+/// How often the server is asked, through `pg_control`, whether it is still the same.
+const IDENTITY_CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// The archive is synced when no WAL has come for this long.
 const IDLE_SYNC_PAUSE: Duration = Duration::from_millis(500);
 
@@ -62,7 +67,7 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
     let Some(control) = wait_for_production(node, data_directory)? else { return Ok(()) };
     let identity = Identity {
         system_identifier: control.system_identifier,
-        timeline: control.check_point_copy.this_timeline,
+        timeline: current_timeline(&control),
         segment_size: control.segment_size,
         version: control.version,
     };
@@ -80,13 +85,20 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
     let _watcher = watch(&wal_directory, &alarm)?;
     node.stages.set(STAGE, State::Streaming, "");
     let mut progress_at = Instant::now();
+    let mut identity_checked_at = progress_at;
     while !node.stopping() {
         if let Some(trouble) = node.shipping_forbidden() {
             return Err(trouble);
         }
         let evidence = node.positions.get(Position::ServerFlush);
         let begun = Instant::now();
-        if !tail.advance(evidence, |duration| node.metrics.observe_flush(duration))? {
+        let advanced = tail.advance(evidence, |duration| node.metrics.observe_flush(duration));
+        if advanced.is_err() || identity_checked_at.elapsed() >= IDENTITY_CHECK_PAUSE {
+            // A restored or promoted server goes on elsewhere; that is no corruption of this WAL.
+            check_identity(node, data_directory, identity)?;
+            identity_checked_at = begun;
+        }
+        if !advanced? {
             if progress_at.elapsed() >= IDLE_SYNC_PAUSE && writer.durable() < writer.readable() {
                 node.positions.advance(Position::Durable, writer.sync()?.min(tail.bound()));
             }
@@ -144,17 +156,56 @@ fn wait_for_production(node: &Node, data_directory: &Path) -> Result<Option<Cont
     Ok(None)
 }
 
+/// Whether the server still writes the WAL that is followed.
+fn check_identity(node: &Node, data_directory: &Path, identity: Identity) -> Result<(), Trouble> {
+    let control = read_control_file(node.files().as_ref(), data_directory)?;
+    let timeline = current_timeline(&control);
+    if control.system_identifier == identity.system_identifier && timeline == identity.timeline {
+        return Ok(());
+    }
+    Err(Trouble::new(
+        Kind::Refused,
+        format_args!(
+            "the server is now of system {}, timeline {timeline}; this archive is of system {}, \
+             timeline {}",
+            control.system_identifier, identity.system_identifier, identity.timeline
+        ),
+    )
+    .with_hint(
+        "timeline switches are not followed yet: start anew with a new archive directory, and \
+         bootstrap the followers again",
+    ))
+}
+
+/// The timeline that a server writes on. After a promotion without a checkpoint, the last
+/// checkpoint still names the one before.
+fn current_timeline(control: &ControlFile) -> Timeline {
+    control.check_point_copy.this_timeline.max(control.min_recovery_point_timeline)
+}
+
 /// Reads `global/pg_control` of a cluster.
 pub(crate) fn read_control_file(
     files: &dyn Files,
     data_directory: &Path,
 ) -> Result<ControlFile, Trouble> {
     let path = data_directory.join("global/pg_control");
-    let file = files.open_read(&path).map_err(file_trouble)?;
-    let mut bytes = vec![0; walfmt::control::CONTROL_FILE_SIZE];
-    let length = file.read_at(0, &mut bytes).map_err(file_trouble)?;
-    bytes.truncate(length);
-    ControlFile::from_bytes(&bytes).map_err(|error| {
+    let read = || {
+        let file = files.open_read(&path).map_err(file_trouble)?;
+        let mut bytes = vec![0; walfmt::control::CONTROL_FILE_SIZE];
+        let length = file.read_at(0, &mut bytes).map_err(file_trouble)?;
+        bytes.truncate(length);
+        Ok::<_, Trouble>(ControlFile::from_bytes(&bytes))
+    };
+    let mut control = read()?;
+    for _ in 0..CONTROL_FILE_TRIES {
+        // The server overwrites it in place: it can be seen half written.
+        if !matches!(control, Err(ControlError::Crc { .. })) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        control = read()?;
+    }
+    control.map_err(|error| {
         Trouble::new(Kind::Unsupported, format_args!("{}: {error}", path.display()))
             .with_hint("walferry replays PostgreSQL 15 as it is built by default, with 8 kB pages")
     })
@@ -234,6 +285,8 @@ pub(crate) struct WalTail {
     /// A record that did not check out although later WAL was there; read once more before it
     /// counts as corrupt.
     suspect: Option<Lsn>,
+    /// Up to here WAL is known to exist, beyond what was read when this was seen.
+    known_end: Lsn,
 }
 
 /// Why a tail cannot go on.
@@ -267,6 +320,7 @@ impl WalTail {
             fresh_start: start,
             open: Vec::new(),
             suspect: None,
+            known_end: Lsn::INVALID,
         }
     }
 
@@ -301,6 +355,7 @@ impl WalTail {
         self.wal.clear();
         self.fresh_start = self.bound;
         self.stream.rewind();
+        self.stream.set_known_end(self.known_end);
         let stop = self.read_records()?;
         let end = self.stream.record_end();
         if end == self.bound {
@@ -415,14 +470,20 @@ impl WalTail {
 
     /// Whether a record that does not check out is unfinished, or corrupt.
     fn judge(&mut self, stop: Stop, evidence: Lsn) -> Result<(), TailError> {
-        if self.suspect == Some(stop.at) {
+        if self.suspect.take() == Some(stop.at) {
             return Err(TailError::Corrupt(stop));
         }
+        let size = self.identity.segment_size;
         let read_to = self.stream.pushed_end();
-        let next = self.identity.segment_size.segment_before(read_to).next();
-        let later =
-            stop.kind == StopKind::Corrupt || evidence > read_to || self.is_written(next)?;
-        self.suspect = later.then_some(stop.at);
+        let next = size.segment_before(read_to).next();
+        if evidence > read_to {
+            self.known_end = evidence;
+        } else if self.is_written(next)? {
+            self.known_end = size.start_of(next);
+        } else if stop.kind != StopKind::Corrupt {
+            return Ok(()); // not yet
+        }
+        self.suspect = Some(stop.at);
         Ok(())
     }
 }
@@ -500,3 +561,6 @@ fn watch(directory: &Path, alarm: &Arc<Alarm>) -> Result<notify::RecommendedWatc
         .map_err(|error| Trouble::io(&what, error))?;
     Ok(watcher)
 }
+
+#[cfg(test)]
+mod tests;

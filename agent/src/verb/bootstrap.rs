@@ -24,7 +24,7 @@ use walfmt::backup_label::BackupLabel;
 use walfmt::control::ControlFile;
 use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::xlog::{Change, CheckPoint};
-use walfmt::{Lsn, Record, RecordStream, Step, StreamStart};
+use walfmt::{Lsn, Record, RecordStream, SegmentName, Step, StreamStart};
 
 use crate::config::{Config, Source};
 use crate::node::{Identity, Node};
@@ -213,8 +213,9 @@ fn sync_directory(directory: &Path) -> std::io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-/// Puts the backup's own WAL into the archive. An archive that has WAL already is left as it is; it
-/// must not begin after the backup.
+/// Puts the backup's own WAL into the archive: all of it, or what an earlier bootstrap that was
+/// interrupted left to do. What the archive holds already must be the same, and must not begin
+/// after the backup.
 fn import_wal(
     node: &Node,
     archive: &Archive,
@@ -224,26 +225,51 @@ fn import_wal(
 ) -> Result<(), Trouble> {
     let size = identity.segment_size;
     let begin = size.start_of(size.segment_of(label.redo));
-    if let Some(extent) = archive.extent(identity.timeline)? {
+    let extent = archive.extent(identity.timeline)?;
+    if let Some(extent) = &extent {
         let first = extent.first.number(size).map_or(Lsn(u64::MAX), |first| size.start_of(first));
-        if first <= begin {
-            return Ok(()); // what is missing is received
+        if first > begin {
+            return Err(Trouble::misuse(format_args!(
+                "the archive in {} begins with {}, the backup at {}",
+                archive.dir().display(),
+                extent.first,
+                label.redo
+            ))
+            .with_hint("move that directory away: it does not reach back to this backup"));
         }
-        return Err(Trouble::misuse(format_args!(
-            "the archive in {} begins with {}, the backup at {}",
-            archive.dir().display(),
-            extent.first,
-            label.redo
-        ))
-        .with_hint("move that directory away: it does not reach back to this backup"));
     }
     let mut writer = node.open_writer(archive, begin)?;
+    let mut held = Vec::new();
+    if extent.is_some() {
+        // Cuts off what a crash of this machine may have spoiled.
+        receive::Chain::of_archive(archive, &mut writer)?;
+        let last = size.segment_before(writer.content_end());
+        held = archive.read_segment(SegmentName::new(identity.timeline, last, size))?;
+    }
+    let end = writer.content_end();
+    if end < begin {
+        return Ok(()); // what is missing is received
+    }
+    let from = size.start_of(size.segment_before(end)).max(begin);
     let files = Arc::clone(node.files());
-    let mut tail = WalTail::new(files, backup.join("pg_wal"), identity, begin);
+    let mut tail = WalTail::new(files, backup.join("pg_wal"), identity, from);
     while tail.advance(Lsn::INVALID, |_| {})? {
-        let (lsn, wal) = tail.fresh(begin);
-        writer.append(lsn, wal)?;
-        writer.flush()?;
+        let (lsn, wal) = tail.fresh(from);
+        let offset = lsn.bytes_since(from) as usize;
+        let known = held.iter().skip(offset).zip(wal);
+        if let Some(differs) = known.into_iter().position(|(held, backup)| held != backup) {
+            return Err(Trouble::misuse(format_args!(
+                "the WAL in {} is not the backup's, from {} on",
+                archive.dir().display(),
+                lsn.advance(differs as u64)
+            ))
+            .with_hint("move that directory away: it is of another history than this backup"));
+        }
+        let (lsn, wal) = tail.fresh(end);
+        if !wal.is_empty() {
+            writer.append(lsn, wal)?;
+            writer.flush()?;
+        }
     }
     writer.sync()?;
     Ok(())
@@ -354,8 +380,17 @@ impl<'a> Search<'a> {
 
     fn search(&mut self, bound: Lsn) -> Result<Option<Facts>, Trouble> {
         while let Some(chunk) = self.reader.next(bound)? {
+            self.stream.set_known_end(chunk.end);
             self.stream.push(chunk.wal);
-            while let Step::Record(raw) = self.stream.poll() {
+            loop {
+                let raw = match self.stream.poll() {
+                    Step::Record(raw) => raw,
+                    Step::NeedMore => break,
+                    Step::Stop(stop) => {
+                        return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))
+                            .with_hint("move the archive directory away and bootstrap again"));
+                    }
+                };
                 if raw.header.rmgr != RmgrId::XLOG {
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! `walferry fetch`: a WAL file out of the archive, as a server's `restore_command` wants it.
 //!
-//! Exit status 0: the file is there, whole. 3: the archive does not have it. 126: that could not be
-//! told, so a recovery must stop rather than take silence for the end of WAL; PostgreSQL gives up
+//! Exit status 0: the file is there, whole. 3: the archive ends before it. 126: that could not be
+//! told, or a file is missing that must be there, so a recovery must stop rather than take silence for the end of WAL; PostgreSQL gives up
 //! on any status above 125 (`RestoreArchivedFile`, `src/backend/access/transam/xlogarchive.c`).
 //!
 //! The last segment may be unfinished. It is filled up with zeros, which is how WAL ends: a server
@@ -47,12 +47,13 @@ fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
         }
     };
     let control = read_control_file(&OsFiles, data_directory)?;
-    let archive = Archive::open(
-        Arc::new(OsFiles),
-        &config.archive.directory,
-        control.system_identifier,
-        control.segment_size,
-    )?;
+    let root = &config.archive.directory;
+    let directory = root.join(control.system_identifier.to_string());
+    if !directory.is_dir() {
+        return Err(Trouble::misuse(format_args!("{} is not an archive", directory.display())));
+    }
+    let archive =
+        Archive::open(Arc::new(OsFiles), root, control.system_identifier, control.segment_size)?;
     let not_there = || Trouble::new(Kind::NotThere, format_args!("{name} is not in the archive"));
     let bytes = match name {
         WalFileName::Segment(segment) => match archive.read_segment(segment) {
@@ -64,7 +65,14 @@ fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
                 wal.resize(size, 0);
                 wal
             }
-            Err(ArchiveError::NotArchived { .. }) => return Err(not_there()),
+            // Silence is the end of WAL for a server. It is that only after the last segment.
+            Err(ArchiveError::NotArchived { .. }) => {
+                let size = control.segment_size;
+                let last = archive.last_segment(segment.timeline)?;
+                let is_end = last.is_some_and(|last| segment.number(size) > last.number(size));
+                let words = format_args!("{segment} is missing in {}", directory.display());
+                return Err(if is_end { not_there() } else { Trouble::new(Kind::Corrupt, words) });
+            }
             Err(error) => return Err(error.into()),
         },
         WalFileName::History(timeline) => archive.history(timeline)?.ok_or_else(not_there)?,

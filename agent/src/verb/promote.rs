@@ -75,6 +75,13 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
 
 /// Everything that starting the server will need, before the store is let go of.
 fn check_server(store: &StoreSection) -> Result<(), Trouble> {
+    let control = read_control_file(&OsFiles, &store.data_directory)?;
+    if control.state != ClusterState::IN_ARCHIVE_RECOVERY {
+        return Err(Trouble::new(
+            Kind::Refused,
+            "the store was promoted already: its pg_control is not in archive recovery",
+        ));
+    }
     for (directory, name) in
         [(&store.bin_directory, "pg_ctl"), (&store.data_directory, "postgresql.conf")]
     {

@@ -57,11 +57,10 @@ impl TransactionLog {
         let page = self.page(xid.0 / XACTS_PER_PAGE)?;
         let byte = &mut page.bytes[(xid.0 % XACTS_PER_PAGE / XACTS_PER_BYTE) as usize];
         let shift = 2 * (xid.0 % XACTS_PER_BYTE);
-        let new = *byte & !(0b11 << shift) | bits << shift;
-        if new != *byte {
-            *byte = new;
-            page.changed = true;
-        }
+        *byte = *byte & !(0b11 << shift) | bits << shift;
+        // Also when the bits are there already: after a failed sync they may be in the kernel's
+        // cache only, and no page image will ever bring them again.
+        page.changed = true;
         Ok(())
     }
 

@@ -90,7 +90,7 @@ impl Store {
     pub fn open(config: &StoreConfig) -> Result<Self, OpenError> {
         let layout = Layout::new(&config.data_directory)?;
         // Not one file is made in a directory that is none of ours.
-        ControlFile::from_bytes(&control::read(&layout)?)?;
+        check_state(&ControlFile::from_bytes(&control::read(&layout)?)?)?;
         let lock = StoreLock::take(&layout)?;
         match Self::open_locked(config, &layout, lock.after_unclean_stop) {
             Ok(store) => Ok(Self { lock: Some(lock), ..store }),
@@ -382,15 +382,22 @@ impl Store {
     }
 }
 
+/// A promoted store is its server's: nothing of ours has any business there.
+fn check_state(control: &ControlFile) -> Result<(), OpenError> {
+    if control.state == ClusterState::IN_ARCHIVE_RECOVERY {
+        Ok(())
+    } else {
+        Err(OpenError::State { found: control.state })
+    }
+}
+
 fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenError> {
     let path = layout.at("PG_VERSION");
     let found = std::fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
     if found.trim() != control.version.major.to_string() {
         return Err(OpenError::Major { expected: control.version.major, found });
     }
-    if control.state != ClusterState::IN_ARCHIVE_RECOVERY {
-        return Err(OpenError::State { found: control.state });
-    }
+    check_state(control)?;
     let path = layout.at("backup_label");
     if path.exists() {
         return Err(OpenError::BackupLabel { path });

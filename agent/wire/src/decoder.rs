@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use walfmt::cursor::CursorError;
 
 use crate::message::{
-    GREETING_MAX, HEAD_LEN, InvalidField, Message, MessageKind, PROTOCOL_VERSION,
+    GREETING_MAX, HEAD_CRC_AT, HEAD_LEN, InvalidField, Message, MessageKind, PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
 };
 use crate::text::TextError;
@@ -21,6 +21,16 @@ pub enum Side {
 /// Bytes that are not this protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
+    /// What arrived is not what was sent; or the peer is no agent.
+    #[error("CRC of a message's {part} is {found:#010x}, expected {expected:#010x}")]
+    Crc {
+        /// Head or payload.
+        part: &'static str,
+        /// The CRC that stands in the head.
+        expected: u32,
+        /// That of what arrived.
+        found: u32,
+    },
     /// The length that every message begins with does not even count the kind.
     #[error("message without a kind: length 0, expected 1 or more")]
     NoKind,
@@ -98,6 +108,7 @@ struct Body {
     kind: MessageKind,
     /// The length of the whole payload.
     length: usize,
+    crc: u32,
     /// `payload.len() <= length`
     payload: BytesMut,
 }
@@ -151,8 +162,9 @@ impl Decoder {
         if body.payload.len() < body.length {
             return Ok(None);
         }
-        let kind = body.kind;
+        let (kind, crc) = (body.kind, body.crc);
         let payload: Bytes = std::mem::take(&mut body.payload).freeze();
+        check_crc("payload", crc, &payload)?;
         self.body = None;
         self.head_len = 0;
         Message::decode(kind, &payload).map(Some)
@@ -160,6 +172,11 @@ impl Decoder {
 
     /// What the head announces, if it may: no memory is taken before that is known.
     fn checked_body(&self) -> Result<Body, DecodeError> {
+        check_crc(
+            "head",
+            walfmt::bytes::u32_at(&self.head, HEAD_CRC_AT),
+            &self.head[..HEAD_CRC_AT],
+        )?;
         let length = walfmt::bytes::u32_at(&self.head, 0) as usize;
         let length = length.checked_sub(1).ok_or(DecodeError::NoKind)?;
         let number = self.head[4];
@@ -179,7 +196,15 @@ impl Decoder {
         if length > max {
             return Err(DecodeError::TooLong { kind, length, max });
         }
-        Ok(Body { kind, length, payload: BytesMut::with_capacity(length) })
+        let crc = walfmt::bytes::u32_at(&self.head, 5);
+        Ok(Body { kind, length, crc, payload: BytesMut::with_capacity(length) })
+    }
+}
+
+fn check_crc(part: &'static str, expected: u32, bytes: &[u8]) -> Result<(), DecodeError> {
+    match crc32c::crc32c(bytes) {
+        found if found == expected => Ok(()),
+        found => Err(DecodeError::Crc { part, expected, found }),
     }
 }
 
@@ -192,13 +217,17 @@ fn take<'a>(input: &mut &'a [u8], len_max: usize) -> &'a [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Goodbye;
+    use crate::message::{Goodbye, encode_head};
     use crate::text::PlainText;
 
-    fn head(payload_len: u32, kind: u8) -> Vec<u8> {
-        let mut bytes = (payload_len + 1).to_le_bytes().to_vec();
-        bytes.push(kind);
-        bytes
+    fn head(payload_len: usize, kind: u8) -> Vec<u8> {
+        encode_head(kind, payload_len, 0).to_vec()
+    }
+
+    /// A payload behind the head that belongs to it.
+    fn sealed(payload: &[u8], kind: u8) -> Vec<u8> {
+        let head = encode_head(kind, payload.len(), crc32c::crc32c(payload));
+        [&head[..], payload].concat()
     }
 
     fn poll(decoder: &mut Decoder, bytes: &[u8]) -> Result<Option<Message>, DecodeError> {
@@ -229,7 +258,13 @@ mod tests {
     #[test]
     fn kinds_are_checked() {
         let mut decoder = Decoder::new(Side::Follower);
-        assert_eq!(poll(&mut decoder, &[0, 0, 0, 0, 7]), Err(DecodeError::NoKind));
+        let mut no_kind = head(0, 7);
+        no_kind[0] = 0;
+        let error = poll(&mut decoder, &no_kind).expect_err("another CRC");
+        assert!(matches!(error, DecodeError::Crc { part: "head", .. }), "{error}");
+        let crc = crc32c::crc32c(&no_kind[..HEAD_CRC_AT]);
+        walfmt::bytes::put(&mut no_kind, HEAD_CRC_AT, crc.to_le_bytes());
+        assert_eq!(poll(&mut Decoder::new(Side::Follower), &no_kind), Err(DecodeError::NoKind));
         for number in [0, 8, 255] {
             let mut decoder = Decoder::new(Side::Follower);
             let found = poll(&mut decoder, &head(2, number));
@@ -247,15 +282,11 @@ mod tests {
         let [bytes, _] = goodbye.encode();
         assert_eq!(poll(&mut Decoder::new(Side::Leader), &bytes), Ok(Some(goodbye)));
 
-        let mut longer = bytes.to_vec();
-        longer.push(0);
-        longer[0] += 1;
+        let longer = sealed(&[&bytes[HEAD_LEN..], &[0]].concat(), 7);
         let error = poll(&mut Decoder::new(Side::Leader), &longer).expect_err("too long");
         assert!(matches!(error, DecodeError::Length(CursorError::Trailing { left: 1, .. })));
 
-        let mut shorter = bytes.to_vec();
-        shorter.pop();
-        shorter[0] -= 1;
+        let shorter = sealed(&bytes[HEAD_LEN..bytes.len() - 1], 7);
         let error = poll(&mut Decoder::new(Side::Leader), &shorter).expect_err("too short");
         assert!(matches!(error, DecodeError::Length(CursorError::Short { .. })));
     }

@@ -6,9 +6,11 @@ use proptest::prelude::*;
 use walferry_wire::*;
 use walfmt::{Lsn, SegmentSize, Timeline};
 
-/// The longest message before the hello is accepted: length, kind and 4 kB.
-const STRANGER_MAX: usize = 5 + (4 << 10);
-const MESSAGE_MAX: usize = 5 + (4 << 20);
+/// Length, kind and two CRCs.
+const HEAD_LEN: usize = 13;
+/// The longest message before the hello is accepted.
+const STRANGER_MAX: usize = HEAD_LEN + (4 << 10);
+const MESSAGE_MAX: usize = HEAD_LEN + (4 << 20);
 
 prop_compose! {
     fn lsn()(lsn in any::<u64>()) -> Lsn { Lsn(lsn) }
@@ -170,7 +172,9 @@ proptest! {
         // With a plausible head, or most inputs end at the first check.
         let mut framed = (bytes.len() as u32 + 1).to_le_bytes().to_vec();
         framed.push(kind);
+        framed.extend([0; 8]);
         framed.extend(&bytes);
+        seal(&mut framed);
         for bytes in [bytes, framed] {
             for from in [Side::Leader, Side::Follower] {
                 let whole = decoded(&mut Decoder::new(from), [&bytes[..]].into_iter(), STRANGER_MAX);
@@ -191,10 +195,23 @@ proptest! {
             let place = place.index(bytes.len());
             bytes[place] = byte;
         }
+        let intact = bytes == encoded(&messages);
         let whole = decoded(&mut greeted(from), [&bytes[..]].into_iter(), MESSAGE_MAX);
         let single = decoded(&mut greeted(from), bytes.chunks(1), MESSAGE_MAX);
-        prop_assert_eq!(whole, single);
+        prop_assert_eq!(&whole, &single);
+        // What comes out was sent, and what was damaged does not come out.
+        let (found, _) = whole;
+        prop_assert_eq!(&found[..], &messages[..found.len()]);
+        prop_assert_eq!(found.len() == messages.len(), intact);
     }
+}
+
+/// Sets the CRCs of the one message that `bytes` are.
+fn seal(bytes: &mut [u8]) {
+    let payload_crc = crc32c::crc32c(&bytes[HEAD_LEN..]);
+    bytes[5..9].copy_from_slice(&payload_crc.to_le_bytes());
+    let head_crc = crc32c::crc32c(&bytes[..9]);
+    bytes[9..13].copy_from_slice(&head_crc.to_le_bytes());
 }
 
 fn one(from: Side, bytes: &[u8]) -> Result<Option<Message>, DecodeError> {
@@ -214,7 +231,7 @@ fn golden_bytes() {
     let data = Data { chunk, source_durable: Lsn(0x30), stamp: Stamp(-1) };
     #[rustfmt::skip]
     let expected = [
-        &[40, 0, 0, 0, 4][..],
+        &[40, 0, 0, 0, 4][..], &[114, 35, 16, 135, 159, 79, 215, 65],
         &[2, 0, 0, 0], &[1],
         &[0x10, 0, 0, 0, 0, 0, 0, 0], &[0x20, 0, 0, 0, 0, 0, 0, 0], &[0x30, 0, 0, 0, 0, 0, 0, 0],
         &[255; 8], b"zz",
@@ -233,7 +250,7 @@ fn golden_bytes() {
     };
     #[rustfmt::skip]
     let expected = [
-        &[48, 0, 0, 0, 1][..],
+        &[48, 0, 0, 0, 1][..], &[148, 31, 9, 41, 100, 211, 180, 54],
         b"WALFERRY", &[1, 0, 1, 0],
         &[1, 0], b"b", &[3, 0], b"0.1",
         &[7, 0, 0, 0, 0, 0, 0, 0], &[1, 0, 0, 0], &[0, 0, 0, 1], &[15, 0],
@@ -242,20 +259,28 @@ fn golden_bytes() {
     .concat();
     assert_eq!(encoded(&[Message::Hello(hello)]), expected);
 
+    let mut damaged = expected.clone();
+    damaged[1] ^= 1; // the length
+    let error = one(Side::Follower, &damaged).expect_err("damaged");
+    assert!(matches!(error, DecodeError::Crc { part: "head", .. }), "{error}");
+
     // A hello of another magic, another version, another kind of resume, a resume point that is
     // no segment's start.
     assert!(one(Side::Follower, &expected).is_ok());
     let spoiled = |place: usize, byte: u8| {
         let mut bytes = expected.clone();
         bytes[place] = byte;
+        let error = one(Side::Follower, &bytes).expect_err("damaged");
+        assert!(matches!(error, DecodeError::Crc { part: "payload", .. }), "{error}");
+        seal(&mut bytes);
         one(Side::Follower, &bytes).expect_err("spoiled")
     };
-    assert!(matches!(spoiled(5, b'w'), DecodeError::Magic { .. }));
-    assert_eq!(spoiled(15, 9), DecodeError::ProtocolVersion { version: 1, version_min: 9 });
-    assert_eq!(spoiled(13, 0), DecodeError::ProtocolVersion { version: 0, version_min: 1 });
-    assert!(matches!(spoiled(43, 2), DecodeError::Field(field) if field.field == "resume"));
-    assert!(matches!(spoiled(44, 8), DecodeError::Field(field) if field.field == "start"));
-    assert!(matches!(spoiled(19, b'\n'), DecodeError::Text { field: "node", .. }));
+    assert!(matches!(spoiled(13, b'w'), DecodeError::Magic { .. }));
+    assert_eq!(spoiled(23, 9), DecodeError::ProtocolVersion { version: 1, version_min: 9 });
+    assert_eq!(spoiled(21, 0), DecodeError::ProtocolVersion { version: 0, version_min: 1 });
+    assert!(matches!(spoiled(51, 2), DecodeError::Field(field) if field.field == "resume"));
+    assert!(matches!(spoiled(52, 8), DecodeError::Field(field) if field.field == "start"));
+    assert!(matches!(spoiled(27, b'\n'), DecodeError::Text { field: "node", .. }));
 }
 
 #[test]
@@ -280,7 +305,8 @@ fn a_refusal_is_readable_across_versions() {
     let text = PlainText::fitted("too old");
     let refused = Message::Refused(Refused { code: RefusalCode::PROTOCOL_VERSION, text });
     let mut bytes = encoded(std::slice::from_ref(&refused));
-    bytes[13] = 100;
-    bytes[15] = 100;
+    bytes[21] = 100;
+    bytes[23] = 100;
+    seal(&mut bytes);
     assert_eq!(one(Side::Leader, &bytes), Ok(Some(refused)));
 }

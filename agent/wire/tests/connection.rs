@@ -276,8 +276,12 @@ fn the_caller_refuses_once_and_only_before_the_welcome() {
 #[test]
 fn agents_of_another_age_are_told_and_strangers_are_not() {
     let mut bytes = Message::Hello(hello()).encode().concat();
-    bytes[13] = 9;
-    bytes[15] = 9;
+    bytes[21] = 9;
+    bytes[23] = 9;
+    let payload_crc = crc32c::crc32c(&bytes[13..]);
+    bytes[5..9].copy_from_slice(&payload_crc.to_le_bytes());
+    let head_crc = crc32c::crc32c(&bytes[..9]);
+    bytes[9..13].copy_from_slice(&head_crc.to_le_bytes());
     let mut leader = Leader::new(identity());
     let error = leader.sender.handle_bytes(leader.now, &bytes).expect_err("another version");
     assert!(matches!(error, ConnectionError::Decode(DecodeError::ProtocolVersion { .. })));
@@ -285,8 +289,8 @@ fn agents_of_another_age_are_told_and_strangers_are_not() {
     let [Message::Refused(refused)] = &sent[..] else { panic!("{sent:?}") };
     assert_eq!(refused.code, RefusalCode::PROTOCOL_VERSION);
 
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x02\x00\x01", &[1, 0, 0, 0, 1, 0]]
-    {
+    let client_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\x00";
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], client_hello, &[0; 13]] {
         let mut stranger = Leader::new(identity());
         stranger.sender.handle_bytes(stranger.now, bytes).expect_err("not our protocol");
         assert_eq!(stranger.sent(), []);

@@ -1,9 +1,12 @@
 //! The messages and their bytes. All integers are little endian.
 //!
 //! ```text
-//!   ┌───────────────┬────────┬─────────────────────┐
-//!   │ length u32    │ kind u8│ payload             │      length counts kind and payload
-//!   └───────────────┴────────┴─────────────────────┘
+//!   ┌────────────┬─────────┬─────────────────┬──────────────┬─────────┐
+//!   │ length u32 │ kind u8 │ payload_crc u32 │ head_crc u32 │ payload │
+//!   └────────────┴─────────┴─────────────────┴──────────────┴─────────┘
+//!   length       counts kind and payload
+//!   payload_crc  CRC-32C of the payload
+//!   head_crc     CRC-32C of the three fields before it
 //!
 //!   kind  message          from      payload at most
 //!   1     Hello            follower    4 kB
@@ -23,8 +26,12 @@
 //!
 //! `version` is the newest protocol a side speaks, `version_min` the oldest; they speak the newest
 //! that both know. What follows the greeting in a Hello is laid out as in its `version_min`. The
-//! greeting and Refused never change, so that two agents of any age can tell each other why they
-//! cannot talk.
+//! head, the greeting and Refused never change, so that two agents of any age can tell each other
+//! why they cannot talk.
+//!
+//! The CRCs are for what the WAL's own do not cover: positions, which only ever grow and so would
+//! never recover from a flipped bit, page headers and padding, and a length that would make a
+//! receiver wait for megabytes that nobody sends.
 
 mod acknowledgement;
 mod data;
@@ -56,8 +63,9 @@ pub const PROTOCOL_VERSION_MIN: u16 = 1;
 
 const MAGIC: [u8; 8] = *b"WALFERRY";
 
-/// Length and kind.
-pub(crate) const HEAD_LEN: usize = 5;
+/// Length, kind and the two CRCs.
+pub(crate) const HEAD_LEN: usize = 13;
+pub(crate) const HEAD_CRC_AT: usize = 9;
 /// No payload of another kind than Data is longer.
 const PAYLOAD_MAX: usize = 64 << 10;
 /// No payload is longer until the hello is accepted.
@@ -128,8 +136,7 @@ impl Message {
     #[must_use]
     pub fn encode(&self) -> [Bytes; 2] {
         let mut out = BytesMut::with_capacity(128);
-        out.put_u32_le(0);
-        out.put_u8(self.kind() as u8);
+        out.put_bytes(0, HEAD_LEN);
         let mut wal = Bytes::new();
         match self {
             Self::Hello(hello) => hello.encode(&mut out),
@@ -143,9 +150,10 @@ impl Message {
             Self::Acknowledgement(acknowledgement) => acknowledgement.encode(&mut out),
             Self::Goodbye(goodbye) => goodbye.encode(&mut out),
         }
-        let length = out.len() + wal.len() - 4;
-        let length = u32::try_from(length).expect("a message is at most 4 MB long");
-        walfmt::bytes::put(&mut out, 0, length.to_le_bytes());
+        let fields = &out[HEAD_LEN..];
+        let payload_crc = crc32c::crc32c_append(crc32c::crc32c(fields), &wal);
+        let head = encode_head(self.kind() as u8, fields.len() + wal.len(), payload_crc);
+        walfmt::bytes::put(&mut out, 0, head);
         [out.freeze(), wal]
     }
 
@@ -166,6 +174,18 @@ impl Message {
         cursor.finish("the last field")?;
         Ok(message)
     }
+}
+
+/// The head of a message with a payload of `length` bytes.
+pub(crate) fn encode_head(kind: u8, length: usize, payload_crc: u32) -> [u8; HEAD_LEN] {
+    let length = u32::try_from(length + 1).expect("a message is at most 4 MB long");
+    let mut head = [0; HEAD_LEN];
+    walfmt::bytes::put(&mut head, 0, length.to_le_bytes());
+    walfmt::bytes::put(&mut head, 4, [kind]);
+    walfmt::bytes::put(&mut head, 5, payload_crc.to_le_bytes());
+    let head_crc = crc32c::crc32c(&head[..HEAD_CRC_AT]);
+    walfmt::bytes::put(&mut head, HEAD_CRC_AT, head_crc.to_le_bytes());
+    head
 }
 
 impl MessageKind {

@@ -1,0 +1,155 @@
+//! The smallest replication: a leader with its agent, a follower, and a line between them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use walfmt::{Lsn, WalFileName};
+
+use crate::agent::{Agent, AgentConfig, Source};
+use crate::command::command_line;
+use crate::postgres::{BackupWal, Cluster, ClusterOptions};
+use crate::process::wait_until;
+use crate::proxy::Proxy;
+use crate::scratch::Scratch;
+
+/// A server with `pgbench`'s tables, its agent, and a follower that replays it.
+#[derive(Debug)]
+pub struct Pair {
+    /// The agent that replays. Dropped, and with it stopped, before those it depends on.
+    pub follower: Agent,
+    /// What the follower takes for its leader.
+    pub proxy: Proxy,
+    /// The agent beside the server.
+    pub leader_agent: Agent,
+    /// The server.
+    pub leader: Cluster,
+}
+
+impl Pair {
+    /// Makes all of it, from `initdb` to a follower that has replayed what there is.
+    ///
+    /// # Errors
+    /// A part of it fails.
+    pub fn start(scratch: &Scratch, options: &ClusterOptions, scale: u32) -> Result<Self> {
+        let leader = Cluster::start_new(scratch, "leader", options)?;
+        leader.pgbench_init(scale, &[])?;
+        let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", &leader)?)?;
+        leader_agent.start()?;
+        let proxy = Proxy::start(leader_agent.config.replication_port)?;
+        let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
+        config.source = Source::Peers(vec![proxy.address()]);
+        // A short time and a small cache: pages are written and read back during a test.
+        for (key, value) in [("restart_point_interval", "2s"), ("cache_bytes", "8MB")] {
+            config.more.push(("store".into(), key.into(), value.into()));
+        }
+        let mut follower = Agent::new(scratch, config)?;
+        let backup = scratch.path().join("backup");
+        leader.base_backup(&backup, BackupWal::Stream)?;
+        follower.bootstrap(&backup)?;
+        follower.start()?;
+        let pair = Self { follower, proxy, leader_agent, leader };
+        pair.catch_up(Duration::from_secs(30))?;
+        Ok(pair)
+    }
+
+    /// Waits until the follower has replayed all that the server has flushed; gives up to where.
+    /// Transactions of a load that was just stopped are rolled back first.
+    ///
+    /// # Errors
+    /// It has not within `limit`.
+    pub fn catch_up(&self, limit: Duration) -> Result<Lsn> {
+        thread::sleep(Duration::from_millis(500));
+        let end = self.flush_position()?;
+        self.follower.wait_replayed(end, limit)?;
+        Ok(end)
+    }
+
+    /// How far the server has flushed its WAL.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn flush_position(&self) -> Result<Lsn> {
+        self.leader.sql("select pg_current_wal_flush_lsn()")?.parse().context("an LSN")
+    }
+
+    /// The path of the follower's store.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        let store = self.follower.config.store.as_ref().expect("a pair's follower has a store");
+        &store.data_directory
+    }
+
+    /// Ends the server's present segment, and holds every finished segment of the follower's
+    /// archive against the one that `archive_command` kept ([`ClusterOptions::keep_segments`]);
+    /// gives how many there were. None may be missing between the first and the last.
+    ///
+    /// # Errors
+    /// One differs or is missing; or none is there.
+    pub fn compare_archive(&self) -> Result<usize> {
+        let kept = self.leader.kept_segments().context("the server keeps no segments")?;
+        let last = self.leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
+        self.leader.sql("select pg_switch_wal()")?;
+        let end = self.flush_position()?.to_string();
+        self.follower.run_verb("wait", &["--durable", &end, "--timeout", "30s"])?;
+        let limit = Duration::from_secs(30);
+        wait_until("the last segment is kept", limit, || Ok(kept.join(&last).exists()))?;
+
+        let archived = archived_segments(&self.follower)?;
+        let mut names: Vec<String> = fs::read_dir(kept)
+            .context("cannot read the kept segments")?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| matches!(name.parse(), Ok(WalFileName::Segment(_))) && *name <= last)
+            .collect();
+        names.sort();
+        let first = archived.keys().next().context("the archive is empty")?;
+        names.retain(|name| name >= first);
+        for name in &names {
+            let file = archived.get(name).with_context(|| format!("{name} is not archived"))?;
+            let same = unpacked_equals(file, &kept.join(name))?;
+            ensure!(same, "{} is not the segment that the server wrote", file.display());
+        }
+        ensure!(!names.is_empty(), "no finished segment to compare");
+        Ok(names.len())
+    }
+}
+
+/// The segments in an agent's archive: file by name.
+///
+/// # Errors
+/// The archive cannot be read.
+pub fn archived_segments(agent: &Agent) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for cluster in fs::read_dir(agent.archive_directory()).context("no archive")? {
+        for file in fs::read_dir(cluster?.path()).context("no archive of a cluster")? {
+            let path = file?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(name) = name.and_then(|name| name.strip_suffix(".zst")) {
+                found.insert(name.to_owned(), path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the `zstd` program unpacks `archived` to exactly `segment`.
+///
+/// # Errors
+/// There is no `zstd`, it finds the file damaged, or `segment` cannot be read.
+pub fn unpacked_equals(archived: &Path, segment: &Path) -> Result<bool> {
+    let mut zstd = Command::new("zstd");
+    zstd.args(["-q", "-d", "-c"]).arg(archived).stdin(Stdio::null());
+    let output = zstd.output().context("cannot start zstd")?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        command_line(&zstd),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let expected = fs::read(segment).with_context(|| segment.display().to_string())?;
+    Ok(output.stdout == expected)
+}
