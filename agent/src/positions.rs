@@ -77,6 +77,16 @@ pub(crate) struct Follower {
     pub(crate) replayed: Lsn,
 }
 
+impl Follower {
+    /// What it acknowledges now. What it had once it has still, even while it replays again from
+    /// its restart point.
+    pub(crate) fn acknowledge(&mut self, received: Lsn, durable: Lsn, replayed: Lsn) {
+        self.received = self.received.max(received);
+        self.durable = self.durable.max(durable);
+        self.replayed = self.replayed.max(replayed);
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Positions {

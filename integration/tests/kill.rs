@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -295,7 +295,7 @@ impl Stand {
             ensure!(archived.contains_key(&last), "{last} is not archived");
             let compared = compare_archive(&archived, &written)?;
             println!("archive of {}: {compared} finished segments equal", agent.config.name);
-            self.spoiled_segments_are_noticed(&archived[&last], &written[&last], generator)?;
+            self.spoiled_segments_are_noticed(&archived, &written, generator)?;
         }
 
         // The line would take a connection, as a leader that is alive does.
@@ -356,11 +356,16 @@ impl Stand {
     /// Negative control: an archive's file with a flipped bit, or a segment with one, is noticed.
     fn spoiled_segments_are_noticed(
         &self,
-        archived: &Path,
-        segment: &Path,
+        archived: &BTreeMap<String, PathBuf>,
+        written: &BTreeMap<String, PathBuf>,
         generator: &mut StdRng,
     ) -> Result<()> {
-        let (archived, segment) = (fs::read(archived)?, fs::read(segment)?);
+        // The largest file: a frame's header holds a window size, which may change unnoticed, and
+        // here hardly any byte is one of a header.
+        let finished = written.keys().filter_map(|name| archived.get_key_value(name));
+        let largest = finished.max_by_key(|(_, file)| fs::metadata(file).map_or(0, |it| it.len()));
+        let (name, file) = largest.context("no finished segment")?;
+        let (archived, segment) = (fs::read(file)?, fs::read(&written[name])?);
         let equal = |archived: &[u8], segment: &[u8]| -> Result<bool> {
             let archived = self.scratch.file("spoiled.zst", archived)?;
             let segment = self.scratch.file("spoiled", segment)?;
@@ -369,7 +374,6 @@ impl Stand {
         };
         let mut flipped = |bytes: &[u8]| {
             let mut bytes = bytes.to_vec();
-            // A frame's first bytes hold a window size, which may change unnoticed.
             let at = generator.random_range(16..bytes.len());
             bytes[at] ^= 1 << generator.random_range(0..8);
             bytes

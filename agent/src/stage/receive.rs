@@ -111,7 +111,9 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
         let pause = match ended {
             Ok(Ended::Refused(refused)) => {
                 refused_state(&node, peer, &refused);
-                REFUSED_PAUSE
+                // A peer that is starting is ready soon.
+                let soon = refused.code == RefusalCode::NOT_READY;
+                if soon { backoff.next_delay(rand::random()) } else { REFUSED_PAUSE }
             }
             Ok(Ended::Closed(reason)) => {
                 let trouble = Trouble::io(format_args!("peer {peer}"), reason);

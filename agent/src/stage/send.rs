@@ -124,9 +124,11 @@ async fn exchange(
                 SenderEvent::Acknowledged { positions, .. } => {
                     if let Some(name) = follower {
                         node.positions.with_follower(name.as_str(), |follower| {
-                            follower.received = positions.received();
-                            follower.durable = positions.durable();
-                            follower.replayed = positions.replayed();
+                            follower.acknowledge(
+                                positions.received(),
+                                positions.durable(),
+                                positions.replayed(),
+                            );
                         });
                     }
                 }

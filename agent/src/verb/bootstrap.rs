@@ -239,18 +239,20 @@ fn import_wal(
         }
     }
     let mut writer = node.open_writer(archive, begin)?;
-    let mut held = Vec::new();
     if extent.is_some() {
         // Cuts off what a crash of this machine may have spoiled.
         receive::Chain::of_archive(archive, &mut writer)?;
-        let last = size.segment_before(writer.content_end());
-        held = archive.read_segment(SegmentName::new(identity.timeline, last, size))?;
     }
     let end = writer.content_end();
     if end < begin {
         return Ok(()); // what is missing is received
     }
     let from = size.start_of(size.segment_before(end)).max(begin);
+    let held = if from < end {
+        archive.read_segment(SegmentName::new(identity.timeline, size.segment_of(from), size))?
+    } else {
+        Vec::new()
+    };
     let files = Arc::clone(node.files());
     let mut tail = WalTail::new(files, backup.join("pg_wal"), identity, from);
     while tail.advance(Lsn::INVALID, |_| {})? {
