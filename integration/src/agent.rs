@@ -159,6 +159,8 @@ pub struct Agent {
     scratch: Scratch,
     /// As it was when the configuration file was written.
     pub config: AgentConfig,
+    /// Environment variables that `walferry run` is started with.
+    pub environment: Vec<(String, PathBuf)>,
     binary: PathBuf,
     config_file: PathBuf,
     archive: PathBuf,
@@ -178,7 +180,15 @@ impl Agent {
         let text = config.to_toml(&run, &archive, binaries.directory())?;
         let config_file = scratch.file(&format!("{}.toml", config.name), text)?;
         let binary = binary_in(scratch)?;
-        Ok(Self { scratch: scratch.clone(), config, binary, config_file, archive, child: None })
+        Ok(Self {
+            scratch: scratch.clone(),
+            config,
+            environment: Vec::new(),
+            binary,
+            config_file,
+            archive,
+            child: None,
+        })
     }
 
     /// Starts `walferry run` and waits until `walferry status` gets an answer from it.
@@ -217,6 +227,7 @@ impl Agent {
             .context("cannot open the agent's log")?;
         let stdout = log.try_clone().context("cannot share the agent's log")?;
         let mut command = self.command("run");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(stdout).stderr(log).spawn();
         self.child =
             Some(child.with_context(|| format!("cannot start {}", command_line(&command)))?);
