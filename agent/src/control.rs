@@ -193,7 +193,7 @@ fn status_of(node: &Node) -> Status {
             .into_iter()
             .map(|(name, follower)| FollowerStatus {
                 name,
-                connected: follower.connected,
+                connected: follower.connections > 0,
                 shipped: follower.shipped.to_string(),
                 received: follower.received.to_string(),
                 durable: follower.durable.to_string(),
@@ -260,6 +260,7 @@ async fn promotion(node: &Arc<Node>, request: &PromoteRequest) -> Result<Promoti
             }
         }
     }
+    let _turn = node.promoting.lock().await;
     node.end_receiving(true);
     let promotion = match receiving_quiet(node).await {
         Ok(()) => node.replay.promote(node).await,

@@ -58,6 +58,8 @@ pub(crate) struct Node {
     server_version: AtomicU32,
     shipping_forbidden: Mutex<Option<Trouble>>,
     stopping: AtomicBool,
+    /// Whoever asks for a promotion waits for the one that is under way.
+    pub(crate) promoting: tokio::sync::Mutex<()>,
     /// Nothing is to be received: the store is being promoted.
     receiving_ended: AtomicBool,
     /// Nothing is received any more, and all that was has been written.
@@ -81,6 +83,7 @@ impl Node {
             server_version: AtomicU32::new(0),
             shipping_forbidden: Mutex::new(None),
             stopping: AtomicBool::new(false),
+            promoting: tokio::sync::Mutex::new(()),
             receiving_ended: AtomicBool::new(false),
             receiving_quiet: AtomicBool::new(false),
         })

@@ -69,7 +69,8 @@ impl Position {
 /// What a follower has told us of itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follower {
-    pub(crate) connected: bool,
+    /// More than one for a moment, when it came back before its old connection was given up.
+    pub(crate) connections: usize,
     /// End of what has been sent to it.
     pub(crate) shipped: Lsn,
     pub(crate) received: Lsn,

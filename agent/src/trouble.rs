@@ -148,7 +148,12 @@ impl From<OpenError> for Trouble {
                 Kind::Misuse,
                 "a server or another agent has the store; after a promotion it is the server's",
             ),
-            OpenError::State { .. } | OpenError::BackupLabel { .. } => {
+            OpenError::State { .. } => (
+                Kind::Misuse,
+                "a server has had this directory: after a promotion it is the server's; for a \
+                 follower, bootstrap another one",
+            ),
+            OpenError::BackupLabel { .. } => {
                 (Kind::Misuse, "only a directory made by `walferry bootstrap` can be a store")
             }
             OpenError::Control(_) | OpenError::Major { .. } => {

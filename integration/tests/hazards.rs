@@ -440,8 +440,12 @@ fn an_interrupted_promotion_is_asked_for_again() -> Result<()> {
 fn fetch_tells_the_end_from_a_hole() -> Result<()> {
     let scratch = Scratch::new()?;
     let pair = Pair::start(&scratch, &ClusterOptions { keep_segments: true, ..options() }, 1)?;
+    pair.leader.pgbench_run(&["-t", "100"])?;
     let compared = pair.compare_archive()?;
     ensure!(compared >= 3, "{compared} segments are too few");
+    // The last segment is begun, not whole.
+    pair.leader.pgbench_run(&["-t", "10"])?;
+    pair.catch_up(PATIENCE)?;
     let names: Vec<String> = archived_segments(&pair.follower)?.into_keys().collect();
     let middle = &names[names.len() / 2];
     let size = SegmentSize::new(SEGMENT_BYTES).context("a segment size")?;

@@ -69,7 +69,7 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// A stage's new state.
+    /// A stage's new state; none comes after [`State::Stopped`].
     pub(crate) fn set(&self, stage: &'static str, state: State, detail: impl Into<String>) {
         let detail = detail.into();
         self.put(stage, Report { state, detail, hint: None, kind: None });
@@ -88,8 +88,12 @@ impl Stages {
 
     fn put(&self, stage: &'static str, report: Report) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = reports
-            .get(stage)
+        let before = reports.get(stage);
+        // What another part of the stage notices later does not hide why it stopped.
+        if before.is_some_and(|before| before.state == State::Stopped) {
+            return;
+        }
+        let known = before
             .is_some_and(|before| before.state == report.state && before.detail == report.detail);
         if !known {
             let (state, detail) = (report.state.label(), &report.detail);
@@ -104,5 +108,11 @@ impl Stages {
 
     pub(crate) fn all(&self) -> BTreeMap<&'static str, Report> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a stage of this node is still getting ready.
+    pub(crate) fn is_starting(&self, stage: &str) -> bool {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.get(stage).is_some_and(|report| report.state == State::Starting)
     }
 }

@@ -219,11 +219,14 @@ impl Reading {
         let Identity { timeline, segment_size: size, system_identifier, .. } = identity;
         let start = size.start_of(size.segment_of(begin));
         let reader = ArchiveReader::open(archive, timeline, start)?;
-        let stream = RecordStream::new(StreamStart {
+        let mut stream = RecordStream::new(StreamStart {
             lsn: start,
             segment_size: size,
             system_identifier: Some(system_identifier),
         });
+        // What is durable here was checked when it came: whatever does not check out is corrupt, and
+        // what is left behind a segment switch is not looked at.
+        stream.set_known_end(Lsn(u64::MAX));
         Ok(Some(Self { reader, stream, begin }))
     }
 
@@ -236,7 +239,6 @@ impl Reading {
     ) -> Result<bool, Trouble> {
         let Some(chunk) = self.reader.next(bound)? else { return Ok(false) };
         self.stream.push(chunk.wal);
-        self.stream.set_known_end(bound);
         let mut records = 0;
         loop {
             match self.stream.poll() {

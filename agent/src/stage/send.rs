@@ -86,7 +86,7 @@ async fn serve(node: &Arc<Node>, stream: TcpStream, address: SocketAddr) {
         Err(error) => tracing::warn!(%address, follower = name, "connection lost: {error:#}"),
     }
     if let Some(name) = follower {
-        node.positions.with_follower(name.as_str(), |follower| follower.connected = false);
+        node.positions.with_follower(name.as_str(), |follower| follower.connections -= 1);
     }
 }
 
@@ -115,7 +115,7 @@ async fn exchange(
             match event {
                 SenderEvent::CheckResume(hello) => {
                     let name = hello.node.clone();
-                    node.positions.with_follower(name.as_str(), |known| known.connected = true);
+                    node.positions.with_follower(name.as_str(), |known| known.connections += 1);
                     *follower = Some(name);
                     if let Some(feed) = feed.take() {
                         start_reader(node, hello, feed)?;
@@ -269,6 +269,9 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
     }
     let start = hello.resume.start();
     let appended = wait_until_readable(node, start);
+    if appended < start && node.stages.is_starting("tail") {
+        return Err((RefusalCode::NOT_READY, "the archive's end is being read again".to_owned()));
+    }
     if appended < start {
         let text = format!("follower has WAL up to {start}, this node only up to {appended}");
         return Err((RefusalCode::AHEAD_OF_LEADER, text));

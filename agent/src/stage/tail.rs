@@ -65,6 +65,7 @@ pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
 fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
     node.stages.set(STAGE, State::Starting, "");
     let Some(control) = wait_for_production(node, data_directory)? else { return Ok(()) };
+    check_timeline(&control)?;
     let identity = Identity {
         system_identifier: control.system_identifier,
         timeline: current_timeline(&control),
@@ -83,10 +84,13 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
 
     let alarm = Arc::new(Alarm::default());
     let _watcher = watch(&wal_directory, &alarm)?;
-    node.stages.set(STAGE, State::Streaming, "");
     let mut progress_at = Instant::now();
     let mut identity_checked_at = progress_at;
     while !node.stopping() {
+        // Until then a follower that has all of the archive seems to be ahead of us.
+        if tail.bound() >= begin {
+            node.stages.set(STAGE, State::Streaming, "");
+        }
         if let Some(trouble) = node.shipping_forbidden() {
             return Err(trouble);
         }
@@ -154,6 +158,21 @@ fn wait_for_production(node: &Node, data_directory: &Path) -> Result<Option<Cont
         node.sleep(NOT_IN_PRODUCTION_PAUSE);
     }
     Ok(None)
+}
+
+/// Whether the server has written a checkpoint on the timeline that it writes on: an archive begins
+/// with the last checkpoint's segment, and goes over no switch.
+fn check_timeline(control: &ControlFile) -> Result<(), Trouble> {
+    let (before, now) = (control.check_point_copy.this_timeline, current_timeline(control));
+    if before == now {
+        return Ok(());
+    }
+    let words = format_args!(
+        "the server went from timeline {before} to timeline {now}, and has written no checkpoint \
+         since"
+    );
+    Err(Trouble::new(Kind::Refused, words)
+        .with_hint("run CHECKPOINT on the server, then restart the agent"))
 }
 
 /// Whether the server still writes the WAL that is followed.
@@ -353,6 +372,7 @@ impl WalTail {
     ) -> Result<bool, TailError> {
         let size = self.identity.segment_size;
         self.wal.clear();
+        self.wal.shrink_to(ROUND_BYTES_MAX); // after a huge record
         self.fresh_start = self.bound;
         self.stream.rewind();
         self.stream.set_known_end(self.known_end);
