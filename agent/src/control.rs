@@ -82,7 +82,6 @@ pub(crate) struct Promotion {
 /// A refusal or failure, from the agent to a verb.
 #[derive(Debug, Deserialize, Serialize)]
 struct Failure {
-    refused: bool,
     words: String,
     hint: Option<String>,
 }
@@ -292,11 +291,7 @@ fn failure(trouble: &Trouble) -> Response {
         Kind::Misuse => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let failure = Failure {
-        refused: trouble.kind() == Kind::Refused,
-        words: trouble.to_string(),
-        hint: trouble.hint().map(str::to_owned),
-    };
+    let failure = Failure { words: trouble.to_string(), hint: trouble.hint().map(str::to_owned) };
     (status, Json(failure)).into_response()
 }
 

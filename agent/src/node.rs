@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
-use walferry_wire::LagClock;
+use walferry_wire::{LagClock, NodeName};
 use walfmt::{Lsn, SegmentSize, Timeline, Version};
 
 use crate::config::{Config, Source};
@@ -87,6 +87,11 @@ impl Node {
             receiving_ended: AtomicBool::new(false),
             receiving_quiet: AtomicBool::new(false),
         })
+    }
+
+    /// The node's name, as peers see it.
+    pub(crate) fn name(&self) -> NodeName {
+        self.config.node.name.parse().expect("the configuration checks the name by the same rule")
     }
 
     /// The file calls of archive and tail.

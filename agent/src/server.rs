@@ -36,29 +36,32 @@ impl Server {
 
     /// Reads the settings, and refuses a server whose WAL means nothing.
     pub(crate) async fn settings(&self) -> Result<Settings, Trouble> {
-        let setting = async |name: &str| {
-            let row = self.client.query_one("SELECT current_setting($1)", &[&name]).await;
-            row.map(|row| row.get::<_, String>(0))
-                .map_err(|error| Trouble::io(format_args!("reading {name}"), describe(&error)))
-        };
-        for (name, why) in [
-            ("fsync", "a crash of its machine may leave its own WAL behind what was shipped"),
-            ("full_page_writes", "pages torn by a crash could not be repaired by replay"),
+        let row = self
+            .client
+            .query_one(
+                "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
+                 current_setting('wal_keep_size'), current_setting('server_version_num'), \
+                 pg_is_in_recovery()",
+                &[],
+            )
+            .await
+            .map_err(|error| Trouble::io("reading the server's settings", describe(&error)))?;
+        let setting = |column: usize| row.get::<_, &str>(column);
+        for (column, name, why) in [
+            (0, "fsync", "a crash of its machine may leave its own WAL behind what was shipped"),
+            (1, "full_page_writes", "pages torn by a crash could not be repaired by replay"),
         ] {
-            if setting(name).await? != "on" {
+            if setting(column) != "on" {
                 let words = format!("the server runs with {name} = off: {why}");
                 let hint = format!("set {name} = on, reload the server, start the agent again");
                 return Err(Trouble::new(Kind::Misuse, words).with_hint(hint));
             }
         }
-        let row = self
-            .client
-            .query_one("SELECT pg_is_in_recovery()", &[])
-            .await
-            .map_err(|error| Trouble::io("asking the server", describe(&error)))?;
-        let version_num = setting("server_version_num").await?.parse().unwrap_or(0);
-        let keeps_wal = setting("wal_keep_size").await? != "0";
-        Ok(Settings { version_num, in_recovery: row.get(0), keeps_wal })
+        Ok(Settings {
+            version_num: setting(3).parse().unwrap_or(0),
+            in_recovery: row.get(4),
+            keeps_wal: setting(2) != "0",
+        })
     }
 
     /// How far the server says it has flushed its WAL.

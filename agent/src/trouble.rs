@@ -110,7 +110,7 @@ impl From<ArchiveError> for Trouble {
         let (kind, hint) = match &error {
             // After a failed sync the kernel may have dropped the bytes: nothing that was written can
             // be relied on, and asking again proves nothing.
-            ArchiveError::File(error) if error.operation.contains("sync") => (
+            ArchiveError::File(error) if error.is_sync() => (
                 Kind::Corrupt,
                 "check the disk, then restart the agent: it checks what the archive still holds",
             ),
@@ -176,7 +176,7 @@ impl From<ReplayError> for Trouble {
                  bootstrap again once the leader no longer does this",
             ),
             // As with the archive: what a failed sync lost, the next one does not bring back.
-            ReplayError::File { source, .. } if source.action.contains("sync") => (
+            ReplayError::File { source, .. } if source.is_sync() => (
                 Kind::Corrupt,
                 "check the disk, then restart the agent: it replays from the last restart point",
             ),

@@ -67,6 +67,9 @@ pub trait File: Send + Sync + fmt::Debug {
 /// A lock that is held until this is dropped.
 pub trait Lock: Send + Sync + fmt::Debug {}
 
+const FDATASYNC: &str = "fdatasync";
+const SYNC_DIRECTORY: &str = "sync directory";
+
 /// A file call that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}: {source}", .path.display())]
@@ -84,6 +87,13 @@ impl FileError {
     #[must_use]
     pub fn new(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self { operation, path: path.to_owned(), source }
+    }
+
+    /// Whether it was a sync. Then the kernel may have dropped the bytes, and may call the next sync
+    /// a success.
+    #[must_use]
+    pub fn is_sync(&self) -> bool {
+        matches!(self.operation, FDATASYNC | SYNC_DIRECTORY)
     }
 
     /// Whether the file was not there.
@@ -131,7 +141,7 @@ impl Files for OsFiles {
     fn sync_dir(&self, dir: &Path) -> Result<(), FileError> {
         std::fs::File::open(dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(|error| FileError::new("sync directory", dir, error))
+            .map_err(|error| FileError::new(SYNC_DIRECTORY, dir, error))
     }
 
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Lock>>, FileError> {
@@ -194,7 +204,7 @@ impl File for OsFile {
     }
 
     fn fdatasync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(self.failed("fdatasync"))
+        self.file.sync_data().map_err(self.failed(FDATASYNC))
     }
 }
 

@@ -58,6 +58,8 @@ pub struct ArchiveWriter {
     compressor: FrameCompressor,
     /// Compressed, not yet in the file.
     unwritten: Vec<u8>,
+    /// What went into files since this writer was opened.
+    written_bytes: u64,
     decoder: Decoder,
     /// Whether the decoder stands where the open copied frame ends.
     decoder_in_step: bool,
@@ -131,6 +133,7 @@ impl ArchiveWriter {
             frame: OpenFrame::None,
             compressor: FrameCompressor::new(options.level)?,
             unwritten: Vec::new(),
+            written_bytes: 0,
             decoder: Decoder::new(),
             decoder_in_step: false,
             // What was found may never have been synced, even when nothing was cut.
@@ -162,6 +165,12 @@ impl ArchiveWriter {
     #[must_use]
     pub fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// How many compressed bytes have been written since this writer was opened.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
     }
 
     /// The timeline that is written.
@@ -424,6 +433,7 @@ impl ArchiveWriter {
             self.file.write_at(self.file_bytes, &self.unwritten)?;
             self.stopped = false;
             self.file_bytes += self.unwritten.len() as u64;
+            self.written_bytes += self.unwritten.len() as u64;
             self.file_dirty = true;
             self.unwritten.clear();
         }

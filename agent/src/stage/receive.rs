@@ -82,7 +82,7 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
     let mut peers = peers.iter().cycle();
     while !node.stopping() {
         if node.receiving_ended() {
-            // An answer says that all parcels before the question have been written.
+            // An answer says that all parcels before the question are durable.
             let (ask, answer) = oneshot::channel();
             let asked = outlet.parcels.send(Parcel::Begin(ask)).await.is_ok();
             let written = asked && answer.await.is_ok();
@@ -260,7 +260,7 @@ fn hello(node: &Node, resume: Resume) -> Result<Hello, Trouble> {
         .identity()
         .ok_or_else(|| Trouble::misuse("this node does not know yet whose WAL it wants"))?;
     Ok(Hello {
-        node: super::send::node_name(node),
+        node: node.name(),
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
         system_identifier: identity.system_identifier,
         timeline: identity.timeline,
@@ -356,12 +356,13 @@ impl<'a> Keeper<'a> {
         parcels: &mut mpsc::Receiver<Parcel>,
         connection: &mut u64,
     ) -> Result<(), KeepError> {
-        let archive = |error| KeepError::Archive(Trouble::from(error));
         while let Some(parcel) = parcels.blocking_recv() {
             let mut next = Some(parcel);
             while let Some(parcel) = next {
                 match parcel {
                     Parcel::Begin(answer) => {
+                        // A promotion rests on this: what came before is durable when it is answered.
+                        self.sync()?;
                         *connection += 1;
                         let begin = Begin {
                             connection: *connection,
@@ -377,12 +378,18 @@ impl<'a> Keeper<'a> {
                 }
                 next = parcels.try_recv().ok();
             }
-            let begun = Instant::now();
-            let durable = self.writer.sync().map_err(archive)?;
-            if durable > self.node.positions.get(Position::Durable) {
-                self.node.metrics.observe_flush(begun.elapsed());
-                self.node.positions.advance(Position::Durable, durable);
-            }
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, and says so.
+    fn sync(&mut self) -> Result<(), KeepError> {
+        let begun = Instant::now();
+        let durable = self.writer.sync().map_err(|error| KeepError::Archive(error.into()))?;
+        if durable > self.node.positions.get(Position::Durable) {
+            self.node.metrics.observe_flush(begun.elapsed());
+            self.node.positions.advance(Position::Durable, durable);
         }
         Ok(())
     }

@@ -41,7 +41,8 @@ enum Asked {
 }
 
 impl Commands {
-    /// Replays what is durable here, and hands the store over. Receiving must have ended.
+    /// Replays what is durable here, and hands the store over. Receiving must have ended, and
+    /// promotions take turns: one that is asked for later takes the place of an earlier one.
     pub(crate) async fn promote(&self, node: &Node) -> Result<Promotion, Trouble> {
         let promotion = {
             let mut asked = self.lock();
@@ -49,10 +50,7 @@ impl Commands {
                 // Whoever asks again may start the server, if the first one could not.
                 Asked::Promoted(promotion) => return Ok(promotion.clone()),
                 Asked::Ended(trouble) => return Err(trouble.clone()),
-                Asked::Promotion(_) => {
-                    return Err(Trouble::new(Kind::Refused, "a promotion is under way"));
-                }
-                Asked::Nothing => {}
+                Asked::Promotion(_) | Asked::Nothing => {}
             }
             let (answer, promotion) = oneshot::channel();
             *asked = Asked::Promotion(answer);

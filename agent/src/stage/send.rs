@@ -25,7 +25,7 @@ use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart, Timeline};
 use crate::clock;
 use crate::node::Node;
 use crate::positions::Position;
-use crate::stage::State;
+use crate::stage::{State, tail};
 use crate::trouble::Trouble;
 
 const STAGE: &str = "send";
@@ -190,7 +190,7 @@ fn identity(node: &Node) -> Identity {
     let known = node.identity();
     let version_num = node.server_version();
     Identity {
-        node: node_name(node),
+        node: node.name(),
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
         system_identifier: known.map_or(0, |known| known.system_identifier),
         timeline: known.map_or(Timeline(1), |known| known.timeline),
@@ -198,11 +198,6 @@ fn identity(node: &Node) -> Identity {
         server_major: known.map_or(0, |known| known.version.major),
         server_version_num: version_num,
     }
-}
-
-/// The configured name, which the configuration has checked by the protocol's own rule.
-pub(crate) fn node_name(node: &Node) -> NodeName {
-    node.config.node.name.parse().expect("the configuration checks the name")
 }
 
 fn leader_positions(node: &Node) -> LeaderPositions {
@@ -269,7 +264,7 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
     }
     let start = hello.resume.start();
     let appended = wait_until_readable(node, start);
-    if appended < start && node.stages.is_starting("tail") {
+    if appended < start && node.stages.is_starting(tail::STAGE) {
         return Err((RefusalCode::NOT_READY, "the archive's end is being read again".to_owned()));
     }
     if appended < start {

@@ -32,7 +32,7 @@ use crate::positions::Position;
 use crate::stage::State;
 use crate::trouble::{Kind, Trouble};
 
-const STAGE: &str = "tail";
+pub(super) const STAGE: &str = "tail";
 
 /// The first read beyond the bound; each further one of a round is twice as long.
 const READ_BYTES_MIN: usize = 16 << 10;
@@ -84,12 +84,14 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
 
     let alarm = Arc::new(Alarm::default());
     let _watcher = watch(&wal_directory, &alarm)?;
+    let mut caught_up = false;
     let mut progress_at = Instant::now();
     let mut identity_checked_at = progress_at;
     while !node.stopping() {
         // Until then a follower that has all of the archive seems to be ahead of us.
-        if tail.bound() >= begin {
+        if !caught_up && tail.bound() >= begin {
             node.stages.set(STAGE, State::Streaming, "");
+            caught_up = true;
         }
         if let Some(trouble) = node.shipping_forbidden() {
             return Err(trouble);
@@ -112,10 +114,12 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
         progress_at = begun;
         // Right after a restart the tail goes through WAL that the archive has already.
         let (lsn, wal) = tail.fresh(begin);
+        let written_before = writer.written_bytes();
         if !wal.is_empty() {
             writer.append(lsn, wal)?;
         }
         publish(node, &mut writer, size, tail.bound())?;
+        node.metrics.count_archived(wal.len() as u64, writer.written_bytes() - written_before);
         if let Some(pause) = node.config.source.flush_interval.checked_sub(begun.elapsed()) {
             std::thread::sleep(pause);
         }
@@ -521,7 +525,7 @@ impl From<TailError> for Trouble {
         match error {
             // After a failed fdatasync the kernel may have dropped the bytes: nothing later can
             // be trusted to be durable.
-            TailError::File(error) if error.operation == "fdatasync" => {
+            TailError::File(error) if error.is_sync() => {
                 Self::new(Kind::Corrupt, format_args!("{error}; shipping has stopped"))
                     .with_hint("check the leader's disk, then restart the server and the agent")
             }

@@ -21,6 +21,13 @@ pub struct FileError {
 }
 
 impl FileError {
+    /// Whether it was a sync. Then the kernel may have dropped what was written, and may call the
+    /// next sync a success.
+    #[must_use]
+    pub fn is_sync(&self) -> bool {
+        self.action.starts_with("sync")
+    }
+
     /// For `map_err`: names the call and the file.
     pub(crate) fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { action, path: path.to_owned(), source }
