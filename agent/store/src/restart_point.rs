@@ -186,6 +186,14 @@ pub(crate) fn raise_min_recovery_point(control: &mut ControlFile, lsn: Lsn) {
     }
 }
 
+/// The base backup's last WAL is replayed: consistent from `end` on (`ReachedEndOfBackup`).
+pub(crate) fn end_backup(control: &mut ControlFile, end: Lsn) {
+    raise_min_recovery_point(control, end);
+    control.backup_start_point = Lsn::INVALID;
+    control.backup_end_point = Lsn::INVALID;
+    control.backup_end_required = false;
+}
+
 /// The file systems that the store lies on: one, unless a directory of it is a mount of its own.
 ///
 /// The directories are held open from the start, so that the kernel reports every write error since

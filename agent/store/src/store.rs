@@ -14,7 +14,7 @@ use walfmt_physical::RedoContext;
 use crate::cleanup::remove_stale_files;
 use crate::control;
 use crate::counters::Counters;
-use crate::dispatcher::{Dispatcher, DispatcherParts, end_backup};
+use crate::dispatcher::{Dispatcher, DispatcherParts};
 use crate::error::{
     FileError, NotConsistent, OpenError, PrepareError, PromotionError, ReplayError,
 };
@@ -22,7 +22,7 @@ use crate::layout::Layout;
 use crate::lock::StoreLock;
 use crate::prepare::{prepare, refusal};
 use crate::relations::Relations;
-use crate::restart_point::{FileSystems, RestartPoints, raise_min_recovery_point};
+use crate::restart_point::{FileSystems, RestartPoints, end_backup, raise_min_recovery_point};
 use crate::shared::Shared;
 use crate::workers::{Workers, WorkersConfig};
 
