@@ -4,10 +4,11 @@
 //! `ResetUnloggedRelations` in `src/backend/storage/file/reinit.c`.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::disk::Entry;
 use crate::error::FileError;
-use crate::layout::{Layout, remove_file};
+use crate::layout::Layout;
 
 const INIT_FILE: &str = "pg_internal.init";
 
@@ -15,41 +16,41 @@ const INIT_FILE: &str = "pg_internal.init";
 /// contents of unlogged relations (nothing in the WAL keeps them up to date; a server that takes
 /// over makes them anew from their init forks).
 pub(crate) fn remove_stale_files(layout: &Layout) -> Result<(), FileError> {
-    remove_init_files(&layout.at("global"))?;
+    remove_init_files(layout, &layout.at("global"))?;
     let base = layout.at("base");
-    for (name, path) in list(&base)? {
+    for Entry { name, .. } in layout.list(&base)? {
         if is_number(&name) {
-            remove_init_files(&path)?;
-            remove_unlogged(&path)?;
+            remove_init_files(layout, &base.join(&name))?;
+            remove_unlogged(layout, &base.join(&name))?;
         }
     }
     Ok(())
 }
 
-fn remove_init_files(directory: &Path) -> Result<(), FileError> {
-    for (name, path) in list(directory)? {
+fn remove_init_files(layout: &Layout, directory: &Path) -> Result<(), FileError> {
+    for Entry { name, .. } in layout.list(directory)? {
         if name.starts_with(INIT_FILE) {
-            remove_file(&path)?;
+            layout.remove_file(&directory.join(name))?;
         }
     }
     Ok(())
 }
 
-fn remove_unlogged(directory: &Path) -> Result<(), FileError> {
-    let files = list(directory)?;
-    let parsed =
-        || files.iter().filter_map(|(name, path)| Some((RelationFile::parse(name)?, path)));
+fn remove_unlogged(layout: &Layout, directory: &Path) -> Result<(), FileError> {
+    let entries = layout.list(directory)?;
+    let parsed = || entries.iter().filter_map(|entry| RelationFile::parse(&entry.name));
     let unlogged: HashSet<&str> =
-        parsed().filter(|(file, _)| file.fork == "init").map(|(file, _)| file.relation).collect();
-    for (file, path) in parsed() {
+        parsed().filter(|file| file.fork == "init").map(|file| file.relation).collect();
+    for file in parsed() {
         if file.fork != "init" && unlogged.contains(file.relation) {
-            remove_file(path)?;
+            layout.remove_file(&directory.join(file.name))?;
         }
     }
     Ok(())
 }
 
 struct RelationFile<'a> {
+    name: &'a str,
     relation: &'a str,
     /// Empty for the main fork.
     fork: &'a str,
@@ -64,24 +65,16 @@ impl<'a> RelationFile<'a> {
             None => (stem, None),
         };
         let known = matches!(fork, None | Some("fsm" | "vm" | "init"));
-        (known && is_number(relation) && is_number(number))
-            .then_some(Self { relation, fork: fork.unwrap_or_default() })
+        (known && is_number(relation) && is_number(number)).then_some(Self {
+            name,
+            relation,
+            fork: fork.unwrap_or_default(),
+        })
     }
 }
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, FileError> {
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(FileError::of("list", directory))? {
-        let entry = entry.map_err(FileError::of("list", directory))?;
-        if let Ok(name) = entry.file_name().into_string() {
-            entries.push((name, entry.path()));
-        }
-    }
-    Ok(entries)
 }
 
 #[cfg(test)]

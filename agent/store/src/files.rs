@@ -1,8 +1,6 @@
 //! A worker's open relation files, bounded in number, and the names behind fork numbers.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
@@ -11,8 +9,9 @@ use walfmt::relation::{BlockNumber, PageId, RelFork};
 use walfmt_physical::Page;
 
 use crate::cache::PageKey;
+use crate::disk::DiskFile;
 use crate::error::FileError;
-use crate::layout::{Layout, open_existing, place_of};
+use crate::layout::{Layout, place_of};
 use crate::relations::{ForkId, Names};
 
 /// How many files one worker keeps open.
@@ -29,7 +28,7 @@ pub(crate) struct Files {
 }
 
 struct OpenFile {
-    file: File,
+    file: Box<dyn DiskFile>,
     last_use: u64,
 }
 
@@ -89,7 +88,7 @@ impl Files {
             let file = if create {
                 Some(layout.open_or_create(&path())?)
             } else {
-                open_existing(&path())?
+                layout.open_existing(&path())?
             };
             match file {
                 Some(file) => remember(&mut self.open, (key.fork, number), file),
@@ -102,20 +101,10 @@ impl Files {
         self.uses += 1;
         let open = self.open.get_mut(&(key.fork, number)).expect("was opened above");
         open.last_use = self.uses;
-        let mut filled = 0;
-        while filled < page.len() {
-            match open.file.read_at(&mut page[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(FileError::of("read", &path())(error)),
-            }
-        }
+        let filled = open.file.read_at(offset, page)?;
         page[filled..].fill(0);
         if create && filled == 0 {
-            open.file
-                .write_all_at(page, offset)
-                .map_err(|error| FileError::of("write", &path())(error))?;
+            open.file.write_at(offset, page)?;
         }
         Ok(filled > 0)
     }
@@ -124,18 +113,14 @@ impl Files {
     pub(crate) fn write(&mut self, first: PageKey, pages: &[u8]) -> Result<(), FileError> {
         let (number, offset) = place_of(first.block);
         let name = self.name(first.fork);
-        let layout = &self.layout;
-        let path = || layout.fork_file(name, number);
         if !self.open.contains_key(&(first.fork, number)) {
-            let file = layout.open_or_create(&path())?;
+            let file = self.layout.open_or_create(&self.layout.fork_file(name, number))?;
             remember(&mut self.open, (first.fork, number), file);
         }
         self.uses += 1;
         let open = self.open.get_mut(&(first.fork, number)).expect("was opened above");
         open.last_use = self.uses;
-        open.file
-            .write_all_at(pages, offset)
-            .map_err(|error| FileError::of("write", &path())(error))
+        open.file.write_at(offset, pages)
     }
 
     /// Closes the files of forks for which `doomed` holds.
@@ -154,7 +139,7 @@ impl Files {
 fn remember(
     open: &mut HashMap<FileKey, OpenFile, foldhash::fast::RandomState>,
     key: FileKey,
-    file: File,
+    file: Box<dyn DiskFile>,
 ) {
     if open.len() >= OPEN_FILES_MAX {
         let oldest = open.iter().min_by_key(|(_, open)| open.last_use).map(|(key, _)| *key);

@@ -11,24 +11,26 @@
 //! Rules: `GetRelationPath` in `src/common/relpath.c`, `_mdfd_segpath` in
 //! `src/backend/storage/smgr/md.c`, `src/common/file_perm.c`.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use walfmt::RelFileLocator;
 use walfmt::relation::{
     BLOCK_SIZE, BLOCKS_PER_FILE, BlockNumber, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE, RelFork,
 };
 
+use crate::disk::{Disk, DiskFile, Entry, EntryKind, FileSystem, Metadata, OpenHow, OsDisk};
 use crate::error::FileError;
 
 /// A full relation file's length, in bytes.
 pub(crate) const FILE_SIZE_MAX: u64 = BLOCKS_PER_FILE as u64 * BLOCK_SIZE as u64;
 
-/// The paths of one data directory.
-#[derive(Clone, Debug)]
+/// The paths of one data directory, and the disk it lies on. All file calls of the store come
+/// through here.
+#[derive(Clone)]
 pub(crate) struct Layout {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
     group_access: bool,
 }
@@ -37,9 +39,14 @@ impl Layout {
     /// The layout of the data directory `root`, which must exist. As a server does, new files are
     /// open to the group if the directory is.
     pub(crate) fn new(root: &Path) -> Result<Self, FileError> {
-        let metadata = std::fs::metadata(root).map_err(FileError::of("open", root))?;
+        Self::on(Arc::new(OsDisk), root)
+    }
+
+    /// The same on any disk.
+    pub(crate) fn on(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, FileError> {
+        let metadata = disk.metadata(root)?;
         let root = std::path::absolute(root).map_err(FileError::of("open", root))?;
-        Ok(Self { root, group_access: metadata.permissions().mode() & 0o050 == 0o050 })
+        Ok(Self { disk, root, group_access: metadata.mode & 0o050 == 0o050 })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -77,29 +84,135 @@ impl Layout {
 
     /// Opens a file for reading and writing, and creates it if it is not there; its directory too,
     /// as a server in recovery does (`TablespaceCreateDbspace`).
-    pub(crate) fn open_or_create(&self, path: &Path) -> Result<File, FileError> {
-        let open = || {
-            let mode = if self.group_access { 0o640 } else { 0o600 };
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(mode).open(path)
-        };
-        let opened = match open() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    pub(crate) fn open_or_create(&self, path: &Path) -> Result<Box<dyn DiskFile>, FileError> {
+        let open = || self.disk.open(path, OpenHow::OrCreate(self.file_mode()));
+        match open() {
+            Err(error) if error.is_not_found() => {
                 self.create_directory(path.parent().unwrap_or(&self.root))?;
                 open()
             }
             opened => opened,
-        };
-        opened.map_err(FileError::of("open", path))
+        }
     }
 
-    fn create_directory(&self, path: &Path) -> Result<(), FileError> {
-        let mode = if self.group_access { 0o750 } else { 0o700 };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(path)
-            .map_err(FileError::of("create", path))
+    /// Creates a file that must not be there, readable by its owner only.
+    pub(crate) fn create_new(&self, path: &Path) -> Result<Box<dyn DiskFile>, FileError> {
+        self.disk.open(path, OpenHow::CreateNew(0o600))
+    }
+
+    /// Opens an existing file for reading and writing; nothing if it is not there.
+    pub(crate) fn open_existing(
+        &self,
+        path: &Path,
+    ) -> Result<Option<Box<dyn DiskFile>>, FileError> {
+        found(self.disk.open(path, OpenHow::Existing))
+    }
+
+    /// All bytes of a file; nothing if it is not there.
+    pub(crate) fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+        match self.open_existing(path)? {
+            Some(file) => read_all(&*file).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// What lies at a path, symbolic links followed; nothing if nothing does.
+    pub(crate) fn metadata(&self, path: &Path) -> Result<Option<Metadata>, FileError> {
+        found(self.disk.metadata(path))
+    }
+
+    /// What a directory holds.
+    pub(crate) fn list(&self, directory: &Path) -> Result<Vec<Entry>, FileError> {
+        self.disk.list(directory)
+    }
+
+    /// Makes a directory and those above it; no error if it is there.
+    pub(crate) fn create_directory(&self, path: &Path) -> Result<(), FileError> {
+        self.disk.create_directory(path, if self.group_access { 0o750 } else { 0o700 })
+    }
+
+    /// Makes a symbolic link at `path` that points to `target`.
+    #[allow(dead_code)] // for the redo of databases and tablespaces
+    pub(crate) fn create_link(&self, target: &Path, path: &Path) -> Result<(), FileError> {
+        self.disk.create_link(target, path)
+    }
+
+    /// Where a symbolic link points; nothing if it is not there.
+    #[allow(dead_code)] // for the redo of databases and tablespaces
+    pub(crate) fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, FileError> {
+        found(self.disk.read_link(path))
+    }
+
+    /// Gives a file another name, in place of any file that has it.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(), FileError> {
+        self.disk.rename(from, to)
+    }
+
+    /// Removes a file; whether it was there.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<bool, FileError> {
+        Ok(found(self.disk.remove(path))?.is_some())
+    }
+
+    /// Removes a directory and all in it; whether it was there. Symbolic links go, what they point
+    /// to stays.
+    #[allow(dead_code)] // for the redo of databases and tablespaces
+    pub(crate) fn remove_tree(&self, path: &Path) -> Result<bool, FileError> {
+        let Some(entries) = found(self.disk.list(path))? else { return Ok(false) };
+        for Entry { name, kind } in entries {
+            let path = path.join(name);
+            if kind == EntryKind::Directory {
+                self.remove_tree(&path)?;
+            } else {
+                self.remove_file(&path)?;
+            }
+        }
+        Ok(found(self.disk.remove_directory(path))?.is_some())
+    }
+
+    /// Copies a file's bytes to a file that does not exist yet.
+    #[allow(dead_code)] // for the redo of databases and tablespaces
+    pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), FileError> {
+        self.disk.copy(from, to, self.file_mode())
+    }
+
+    /// Makes the names in a directory durable.
+    pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), FileError> {
+        self.disk.sync_directory(path)
+    }
+
+    /// The file system that a directory lies on, held open.
+    pub(crate) fn file_system(&self, directory: &Path) -> Result<Box<dyn FileSystem>, FileError> {
+        self.disk.file_system(directory)
+    }
+
+    const fn file_mode(&self) -> u32 {
+        if self.group_access { 0o640 } else { 0o600 }
+    }
+}
+
+impl fmt::Debug for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Layout({})", self.root.display())
+    }
+}
+
+/// All bytes of a file.
+pub(crate) fn read_all(file: &dyn DiskFile) -> Result<Vec<u8>, FileError> {
+    let length = usize::try_from(file.metadata()?.length).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length.min(READ_BYTES_MAX)];
+    let count = file.read_at(0, &mut bytes)?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+/// Files that are read whole are small; of one that is not, this much is enough to see so: 1 MB.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+fn found<T>(result: Result<T, FileError>) -> Result<Option<T>, FileError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -108,31 +221,10 @@ pub(crate) const fn place_of(block: BlockNumber) -> (u32, u64) {
     (block / BLOCKS_PER_FILE, (block % BLOCKS_PER_FILE) as u64 * BLOCK_SIZE as u64)
 }
 
-/// Opens an existing file for reading and writing; nothing if it is not there.
-pub(crate) fn open_existing(path: &Path) -> Result<Option<File>, FileError> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(FileError::of("open", path)(error)),
-    }
-}
-
-/// Removes a file; whether it was there.
-pub(crate) fn remove_file(path: &Path) -> Result<bool, FileError> {
-    match std::fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(FileError::of("remove", path)(error)),
-    }
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(FileError::of("sync", path))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use walfmt::ForkNumber;
 
     use super::*;

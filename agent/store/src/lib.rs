@@ -30,6 +30,7 @@ mod cache;
 mod cleanup;
 mod control;
 mod counters;
+pub mod disk;
 mod dispatcher;
 mod error;
 mod files;

@@ -17,17 +17,15 @@
 //! Rules: `CreateLockFile` in `src/backend/utils/init/miscinit.c`,
 //! `src/include/utils/pidfile.h`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::FlockOperation;
 use rustix::process::Pid;
 
+use crate::disk::DiskFile;
 use crate::error::{FileError, LockError};
-use crate::layout::{Layout, remove_file, sync_directory};
+use crate::layout::{Layout, read_all};
 
 const RUNNING: &str = "running\n";
 const STOPPED: &str = "stopped\n";
@@ -36,10 +34,10 @@ const STOPPED: &str = "stopped\n";
 /// of an unclean stop.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
-    root: PathBuf,
+    layout: Layout,
     pid_path: PathBuf,
     lock_path: PathBuf,
-    lock_file: File,
+    lock_file: Box<dyn DiskFile>,
     /// The stop before was not a clean one.
     pub(crate) after_unclean_stop: bool,
 }
@@ -49,110 +47,101 @@ impl StoreLock {
     pub(crate) fn take(layout: &Layout) -> Result<Self, LockError> {
         let pid_path = layout.at("postmaster.pid");
         let lock_path = layout.at("walferry.lock");
-        let mut lock_file = take_flock(layout, &lock_path, &pid_path)?;
-        let mut last_state = String::new();
-        lock_file.read_to_string(&mut last_state).map_err(FileError::of("read", &lock_path))?;
+        let lock_file = take_flock(layout, &lock_path, &pid_path)?;
+        let last_state = read_all(&*lock_file)?;
 
         // From here on there is no other agent: a pid file that exists is a server's, or stale.
-        let pid_file_was_there = match read_pid(&pid_path)? {
+        let pid_file_was_there = match read_pid(layout, &pid_path)? {
             PidFile::Missing => false,
             PidFile::Pid(pid) if is_somebody_else(pid) => {
                 return Err(LockError::Server { pid, directory: layout.root().to_owned() });
             }
-            PidFile::Pid(_) | PidFile::Unreadable => remove_file(&pid_path)?,
+            PidFile::Pid(_) | PidFile::Unreadable => layout.remove_file(&pid_path)?,
         };
         let lock = Self {
-            root: layout.root().to_owned(),
-            after_unclean_stop: pid_file_was_there || last_state == RUNNING,
+            layout: layout.clone(),
+            // Empty: made just now, or by one whom a crash met before it had changed anything.
+            after_unclean_stop: pid_file_was_there
+                || ![b"", STOPPED.as_bytes()].contains(&&last_state[..]),
             pid_path,
             lock_path,
             lock_file,
         };
         lock.write_pid_file()?;
         lock.write_state(RUNNING)?;
-        sync_directory(&lock.root)?;
+        layout.sync_directory(layout.root())?;
         Ok(lock)
     }
 
     /// Lets the store go after a clean stop: all pages are durable.
     pub(crate) fn release(self) -> Result<(), FileError> {
         self.write_state(STOPPED)?;
-        remove_file(&self.pid_path)?;
-        sync_directory(&self.root)
+        self.layout.remove_file(&self.pid_path)?;
+        self.layout.sync_directory(self.layout.root())
     }
 
     /// Lets the directory go for good: a server takes it over.
     pub(crate) fn release_and_forget(self) -> Result<(), FileError> {
-        remove_file(&self.lock_path)?;
-        remove_file(&self.pid_path)?;
-        sync_directory(&self.root)
+        self.layout.remove_file(&self.lock_path)?;
+        self.layout.remove_file(&self.pid_path)?;
+        self.layout.sync_directory(self.layout.root())
     }
 
     /// Lets the store go, knowing that its pages are of different times. The next one who takes it
     /// sees an unclean stop.
     pub(crate) fn release_unclean(self) -> Result<(), FileError> {
-        remove_file(&self.pid_path)?;
-        sync_directory(&self.root)
+        self.layout.remove_file(&self.pid_path)?;
+        self.layout.sync_directory(self.layout.root())
     }
 
     fn write_pid_file(&self) -> Result<(), LockError> {
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let pid = std::process::id();
-        let contents = format!("{pid}\n{}\n{start_time}\n0\n\n", self.root.display());
-        let created =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.pid_path);
-        match created {
-            Ok(mut file) => file
-                .write_all(contents.as_bytes())
-                .and_then(|()| file.sync_all())
-                .map_err(|error| FileError::of("write", &self.pid_path)(error).into()),
+        let root = self.layout.root();
+        let contents = format!("{pid}\n{}\n{start_time}\n0\n\n", root.display());
+        match self.layout.create_new(&self.pid_path) {
+            Ok(file) => {
+                file.write_at(0, contents.as_bytes())?;
+                Ok(file.sync()?)
+            }
             // A server was started between our look and our own file.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                match read_pid(&self.pid_path)? {
-                    PidFile::Pid(pid) => {
-                        Err(LockError::Server { pid, directory: self.root.clone() })
-                    }
-                    _ => Err(FileError::of("create", &self.pid_path)(error).into()),
+            Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+                match read_pid(&self.layout, &self.pid_path)? {
+                    PidFile::Pid(pid) => Err(LockError::Server { pid, directory: root.to_owned() }),
+                    _ => Err(error.into()),
                 }
             }
-            Err(error) => Err(FileError::of("create", &self.pid_path)(error).into()),
+            Err(error) => Err(error.into()),
         }
     }
 
     fn write_state(&self, state: &str) -> Result<(), FileError> {
-        let mut file = &self.lock_file;
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(state.as_bytes()))
-            .and_then(|()| file.sync_all())
-            .map_err(FileError::of("write", &self.lock_path))
+        // Both states have the same length and lie in one sector: a crash leaves one of them.
+        self.lock_file.write_at(0, state.as_bytes())?;
+        self.lock_file.set_len(state.len() as u64)?;
+        self.lock_file.sync()
     }
 }
 
 /// Opens and locks `walferry.lock`. The one who held it before may have removed it between our open
 /// and our lock, so the locked file must still be the one with the name.
-fn take_flock(layout: &Layout, path: &Path, pid_path: &Path) -> Result<File, LockError> {
+fn take_flock(
+    layout: &Layout,
+    path: &Path,
+    pid_path: &Path,
+) -> Result<Box<dyn DiskFile>, LockError> {
     loop {
         let file = layout.open_or_create(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let pid = match read_pid(pid_path)? {
-                    PidFile::Pid(pid) => Some(pid),
-                    PidFile::Missing | PidFile::Unreadable => None,
-                };
-                return Err(LockError::Agent { pid, directory: layout.root().to_owned() });
-            }
-            Err(errno) => return Err(FileError::of("lock", path)(errno.into()).into()),
+        if !file.try_lock()? {
+            let pid = match read_pid(layout, pid_path)? {
+                PidFile::Pid(pid) => Some(pid),
+                PidFile::Missing | PidFile::Unreadable => None,
+            };
+            return Err(LockError::Agent { pid, directory: layout.root().to_owned() });
         }
-        let locked = file.metadata().map_err(FileError::of("look at", path))?;
-        match std::fs::metadata(path) {
-            Ok(named) if named.ino() == locked.ino() && named.dev() == locked.dev() => {
-                return Ok(file);
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(FileError::of("look at", path)(error).into()),
+        let locked = file.metadata()?.identity;
+        if layout.metadata(path)?.is_some_and(|named| named.identity == locked) {
+            return Ok(file);
         }
     }
 }
@@ -164,12 +153,8 @@ enum PidFile {
 }
 
 /// Reads the process id. A server run on its own (`--single`) writes it as a negative number.
-fn read_pid(path: &Path) -> Result<PidFile, FileError> {
-    let contents = match std::fs::read(path) {
-        Ok(contents) => contents,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PidFile::Missing),
-        Err(error) => return Err(FileError::of("read", path)(error)),
-    };
+fn read_pid(layout: &Layout, path: &Path) -> Result<PidFile, FileError> {
+    let Some(contents) = layout.read(path)? else { return Ok(PidFile::Missing) };
     let text = String::from_utf8_lossy(&contents);
     let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     Ok(match pid {

@@ -15,8 +15,8 @@ use walfmt::control::{ClusterState, ControlFile};
 use walfmt::rmgr::xlog::{CheckPoint, WalLevel};
 
 use crate::control;
-use crate::error::{FileError, PrepareError, Refusal};
-use crate::layout::{Layout, remove_file, sync_directory};
+use crate::error::{PrepareError, Refusal};
+use crate::layout::Layout;
 
 /// The cluster's settings that keep it from being replayed, as its control file shows them.
 pub(crate) fn refusal(control: &ControlFile) -> Option<Refusal> {
@@ -41,7 +41,7 @@ pub(crate) fn prepare(
     compare(checkpoint, checkpoint_lsn, label)?;
     let layout = Layout::new(directory)?;
     let tablespace_map = layout.at("tablespace_map");
-    if tablespace_map.exists() {
+    if layout.metadata(&tablespace_map)?.is_some() {
         return Err(PrepareError::Tablespaces { path: tablespace_map });
     }
     let mut control = ControlFile::from_bytes(&control::read(&layout)?)?;
@@ -54,13 +54,13 @@ pub(crate) fn prepare(
     // From here on a server that is started by accident refuses: in recovery, without a way to get
     // WAL.
     let signal = layout.at("recovery.signal");
-    layout.open_or_create(&signal)?.sync_all().map_err(FileError::of("sync", &signal))?;
-    remove_file(&layout.at("standby.signal"))?;
+    layout.open_or_create(&signal)?.sync()?;
+    layout.remove_file(&layout.at("standby.signal"))?;
     let (label, old_label) = (layout.at("backup_label"), layout.at("backup_label.old"));
-    if label.exists() {
-        std::fs::rename(&label, &old_label).map_err(FileError::of("rename", &label))?;
+    if layout.metadata(&label)?.is_some() {
+        layout.rename(&label, &old_label)?;
     }
-    sync_directory(layout.root())?;
+    layout.sync_directory(layout.root())?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use walfmt::relation::{BLOCK_SIZE, BlockNumber, RelFork};
 use walfmt::{ForkNumber, RelFileLocator};
 
 use crate::error::FileError;
-use crate::layout::{FILE_SIZE_MAX, Layout, open_existing, place_of};
+use crate::layout::{FILE_SIZE_MAX, Layout, place_of};
 
 /// A fork of a relation: the relation's number and, in the two low bits, the fork's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,9 +140,8 @@ impl Relations {
         for number in first_file..last_file {
             let path = self.layout.fork_file(fork, number);
             let file = self.layout.open_or_create(&path)?;
-            let length = file.metadata().map_err(FileError::of("look at", &path))?.len();
-            if length < FILE_SIZE_MAX {
-                file.set_len(FILE_SIZE_MAX).map_err(FileError::of("extend", &path))?;
+            if file.metadata()?.length < FILE_SIZE_MAX {
+                file.set_len(FILE_SIZE_MAX)?;
             }
         }
         Ok(())
@@ -169,10 +168,10 @@ impl Relations {
             let path = self.layout.fork_file(fork, number);
             let start = u64::from(number) * FILE_SIZE_MAX;
             let target = end.saturating_sub(start).min(FILE_SIZE_MAX);
-            let Some(file) = open_existing(&path)? else { break };
-            let length = file.metadata().map_err(FileError::of("look at", &path))?.len();
+            let Some(file) = self.layout.open_existing(&path)? else { break };
+            let length = file.metadata()?.length;
             if length > target || (length_is_known && length < target) {
-                file.set_len(target).map_err(FileError::of("truncate", &path))?;
+                file.set_len(target)?;
             }
         }
         if before > blocks {
@@ -186,7 +185,7 @@ impl Relations {
         for fork in ForkNumber::ALL {
             let fork = RelFork { locator, fork };
             for number in 0.. {
-                if !crate::layout::remove_file(&self.layout.fork_file(fork, number))? {
+                if !self.layout.remove_file(&self.layout.fork_file(fork, number))? {
                     break;
                 }
             }
@@ -234,15 +233,10 @@ fn measure(layout: &Layout, fork: RelFork) -> Result<Length, FileError> {
     let mut blocks: u64 = 0;
     for number in 0.. {
         let path = layout.fork_file(fork, number);
-        let length = match std::fs::metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if number == 0 {
-                    return Ok(Length::Missing);
-                }
-                break;
-            }
-            Err(error) => return Err(FileError::of("look at", &path)(error)),
+        let length = match layout.metadata(&path)? {
+            Some(metadata) => metadata.length,
+            None if number == 0 => return Ok(Length::Missing),
+            None => break,
         };
         blocks += length.min(FILE_SIZE_MAX) / BLOCK_SIZE as u64;
         if length < FILE_SIZE_MAX {

@@ -12,9 +12,7 @@
 //! references that the table holds (`RecoveryRestartPoint` in
 //! `src/backend/access/transam/xlog.c`).
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +23,7 @@ use walfmt::control::ControlFile;
 use walfmt::rmgr::xlog::CheckPoint;
 
 use crate::control;
+use crate::disk::FileSystem;
 use crate::error::FileError;
 use crate::layout::Layout;
 use crate::shared::{Failure, Shared};
@@ -198,30 +197,23 @@ pub(crate) fn end_backup(control: &mut ControlFile, end: Lsn) {
 ///
 /// The directories are held open from the start, so that the kernel reports every write error since
 /// then at the next sync.
-pub(crate) struct FileSystems(Vec<(File, std::path::PathBuf)>);
+pub(crate) struct FileSystems(Vec<Box<dyn FileSystem>>);
 
 impl FileSystems {
     pub(crate) fn open(layout: &Layout) -> Result<Self, FileError> {
-        let mut devices = Vec::new();
-        let mut open = Vec::new();
+        let mut open: Vec<Box<dyn FileSystem>> = Vec::new();
         for path in
             [layout.root().to_owned(), layout.at("base"), layout.at("global"), layout.at("pg_xact")]
         {
-            let directory = File::open(&path).map_err(FileError::of("open", &path))?;
-            let device = directory.metadata().map_err(FileError::of("look at", &path))?.dev();
-            if !devices.contains(&device) {
-                devices.push(device);
-                open.push((directory, path));
+            let found = layout.file_system(&path)?;
+            if open.iter().all(|known| known.device() != found.device()) {
+                open.push(found);
             }
         }
         Ok(Self(open))
     }
 
     fn sync(&self) -> Result<(), FileError> {
-        for (directory, path) in &self.0 {
-            rustix::fs::syncfs(directory)
-                .map_err(|errno| FileError::of("sync the file system of", path)(errno.into()))?;
-        }
-        Ok(())
+        self.0.iter().try_for_each(|file_system| file_system.sync())
     }
 }

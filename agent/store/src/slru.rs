@@ -13,15 +13,15 @@
 //! Rules: `src/backend/access/transam/clog.c`, `src/backend/access/transam/slru.c`.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use walfmt::TransactionId;
 use walfmt::relation::BLOCK_SIZE;
 use walfmt_physical::{Page, TransactionStatus};
 
+use crate::disk::Entry;
 use crate::error::FileError;
-use crate::layout::{Layout, open_existing, remove_file};
+use crate::layout::Layout;
 
 const XACTS_PER_BYTE: u32 = 4;
 const XACTS_PER_PAGE: u32 = XACTS_PER_BYTE * BLOCK_SIZE as u32;
@@ -84,14 +84,9 @@ impl TransactionLog {
         };
         self.pages.retain(|number, _| !precedes_cutoff(number / PAGES_PER_SEGMENT));
         let directory = self.layout.at("pg_xact");
-        let entries = std::fs::read_dir(&directory).map_err(FileError::of("list", &directory))?;
-        for entry in entries {
-            let name = entry.map_err(FileError::of("list", &directory))?.file_name();
-            let number = name.to_str().and_then(segment_number);
-            if let Some(number) = number
-                && precedes_cutoff(number)
-            {
-                remove_file(&directory.join(name))?;
+        for Entry { name, .. } in self.layout.list(&directory)? {
+            if segment_number(&name).is_some_and(precedes_cutoff) {
+                self.layout.remove_file(&directory.join(name))?;
             }
         }
         Ok(())
@@ -102,10 +97,8 @@ impl TransactionLog {
         let layout = &self.layout;
         for (number, page) in self.pages.iter_mut().filter(|(_, page)| page.changed) {
             let path = segment_path(layout, number / PAGES_PER_SEGMENT);
-            layout
-                .open_or_create(&path)?
-                .write_all_at(&page.bytes[..], offset_in_segment(*number))
-                .map_err(FileError::of("write", &path))?;
+            let file = layout.open_or_create(&path)?;
+            file.write_at(offset_in_segment(*number), &page.bytes[..])?;
             page.changed = false;
         }
         Ok(())
@@ -133,17 +126,8 @@ impl TransactionLog {
     fn read(&self, number: u32) -> Result<CachedPage, FileError> {
         let mut bytes: Box<Page> = Box::new([0; BLOCK_SIZE]);
         let path = segment_path(&self.layout, number / PAGES_PER_SEGMENT);
-        if let Some(file) = open_existing(&path)? {
-            let mut filled = 0;
-            while filled < BLOCK_SIZE {
-                let offset = offset_in_segment(number) + filled as u64;
-                match file.read_at(&mut bytes[filled..], offset) {
-                    Ok(0) => break,
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(FileError::of("read", &path)(error)),
-                }
-            }
+        if let Some(file) = self.layout.open_existing(&path)? {
+            file.read_at(offset_in_segment(number), &mut bytes[..])?;
         }
         Ok(CachedPage { bytes, changed: false })
     }

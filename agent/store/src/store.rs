@@ -14,6 +14,7 @@ use walfmt_physical::RedoContext;
 use crate::cleanup::remove_stale_files;
 use crate::control;
 use crate::counters::Counters;
+use crate::disk::{Disk, OsDisk};
 use crate::dispatcher::{Dispatcher, DispatcherParts};
 use crate::error::{
     FileError, NotConsistent, OpenError, PrepareError, PromotionError, ReplayError,
@@ -88,7 +89,15 @@ impl Store {
     /// [`OpenError`] if somebody has it, it is not a store, or the cluster has a setting that
     /// cannot be replayed.
     pub fn open(config: &StoreConfig) -> Result<Self, OpenError> {
-        let layout = Layout::new(&config.data_directory)?;
+        Self::open_on(Arc::new(OsDisk), config)
+    }
+
+    /// The same on any disk: tests give one that loses what was not synced.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: Arc<dyn Disk>, config: &StoreConfig) -> Result<Self, OpenError> {
+        let layout = Layout::on(disk, &config.data_directory)?;
         // Not one file is made in a directory that is none of ours.
         check_state(&ControlFile::from_bytes(&control::read(&layout)?)?)?;
         let lock = StoreLock::take(&layout)?;
@@ -393,20 +402,19 @@ fn check_state(control: &ControlFile) -> Result<(), OpenError> {
 
 fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenError> {
     let path = layout.at("PG_VERSION");
-    let found = std::fs::read_to_string(&path).map_err(FileError::of("read", &path))?;
+    let found = layout.read(&path)?.unwrap_or_default();
+    let found = String::from_utf8_lossy(&found).into_owned();
     if found.trim() != control.version.major.to_string() {
         return Err(OpenError::Major { expected: control.version.major, found });
     }
     check_state(control)?;
     let path = layout.at("backup_label");
-    if path.exists() {
+    if layout.metadata(&path)?.is_some() {
         return Err(OpenError::BackupLabel { path });
     }
     let path = layout.at("pg_tblspc");
-    let mut tablespaces = std::fs::read_dir(&path).map_err(FileError::of("list", &path))?;
-    if let Some(entry) = tablespaces.next() {
-        let path = entry.map_err(FileError::of("list", &path))?.path();
-        return Err(OpenError::Tablespace { path });
+    if let Some(entry) = layout.list(&path)?.first() {
+        return Err(OpenError::Tablespace { path: path.join(&entry.name) });
     }
     match refusal(control) {
         Some(refusal) => Err(OpenError::Refused(refusal)),
@@ -418,5 +426,5 @@ fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenErr
 /// refuses, and never writes on the leader's timeline.
 fn keep_servers_out(layout: &Layout) -> Result<(), FileError> {
     let path = layout.at("recovery.signal");
-    layout.open_or_create(&path)?.sync_all().map_err(FileError::of("sync", &path))
+    layout.open_or_create(&path)?.sync()
 }
