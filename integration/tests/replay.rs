@@ -37,11 +37,12 @@ fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
     assert_eq!(pair.follower.state_of("replay")?, "streaming");
     assert_eq!(http_get(pair.follower.config.metrics_port, "/healthz")?, "ok\n");
 
-    pair.leader.sql("create sequence stops_replay")?;
-    let stop = sequence_record(&pair, before)?;
+    pair.leader.sql("create table stops_replay (n int)")?;
+    pair.leader.sql("create index on stops_replay using hash (n)")?;
+    let stop = hash_record(&pair, before)?;
     let stopped = || Ok(pair.follower.state_of("replay")? == "stopped");
     wait_until("replay stops", PATIENCE, stopped)?;
-    let words = ["Sequence", "opcode 0x00", &format!("at {stop}")];
+    let words = ["Hash", "opcode 0x00", &format!("at {stop}")];
     let status = pair.follower.run_verb("status", &[])?;
     let health = http_get(pair.follower.config.metrics_port, "/healthz");
     let health = format!("{:#}", health.expect_err("a stopped stage is not healthy"));
@@ -147,19 +148,19 @@ fn kill_in_mid_replay(pair: &mut Pair, replayed_more: u64) -> Result<u64> {
     bail!("replay was never found at work\n{}", pair.follower.log_tail(20))
 }
 
-/// Where the first record of resource manager Sequence begins, as `pg_waldump` shows it.
-fn sequence_record(pair: &Pair, from: Lsn) -> Result<Lsn> {
+/// Where the first record of resource manager Hash begins, as `pg_waldump` shows it.
+fn hash_record(pair: &Pair, from: Lsn) -> Result<Lsn> {
     let directory = pair.leader.wal_directory();
     let mut dump = Waldump::start(pair.leader.endpoint(), &directory, from)?;
     while let Some(record) = dump.next_record()? {
-        if record.rmgr == "Sequence" {
+        if record.rmgr == "Hash" {
             let start = record.start.to_string();
             let text = pair.leader.waldump(&directory, &["-s", &start, "-n", "1"])?;
-            ensure!(text.contains("desc: LOG "), "{text}");
+            ensure!(text.contains("desc: INIT_META_PAGE "), "{text}");
             return Ok(record.start);
         }
     }
-    bail!("no record of a sequence after {from}")
+    bail!("no record of a hash index after {from}")
 }
 
 /// The LSNs of all pages of a data directory, read from its files.

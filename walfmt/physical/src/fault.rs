@@ -59,4 +59,4 @@ macro_rules! corrupt_from {
 }
 corrupt_from!(CursorError, ImageError, PageError);
 corrupt_from!(walfmt::rmgr::clog::ClogError, walfmt::rmgr::smgr::SmgrError);
-corrupt_from!(walfmt::rmgr::xlog::XlogError);
+corrupt_from!(walfmt::rmgr::xlog::XlogError, walfmt::rmgr::generic::FragmentError);

@@ -26,12 +26,14 @@ mod fault;
 #[cfg(test)]
 mod fixture;
 pub mod freespace;
+mod generic;
 mod heap;
 mod heap2;
 pub mod mask;
 pub mod page;
 mod redo;
 mod route;
+mod sequence;
 mod smgr;
 pub mod visibilitymap;
 mod xact;

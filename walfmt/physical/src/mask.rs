@@ -8,7 +8,8 @@
 //! that it is empty, so its bits are all masked as unused space.
 //!
 //! Rules: `src/backend/access/common/bufmask.c`, `heap_mask` in
-//! `src/backend/access/heap/heapam.c`, `btree_mask` in `src/backend/access/nbtree/nbtxlog.c`.
+//! `src/backend/access/heap/heapam.c`, `btree_mask` in `src/backend/access/nbtree/nbtxlog.c`,
+//! `seq_mask`, `generic_mask`.
 
 use walfmt::bytes::{put, u16_at};
 use walfmt::page::field::PD_CHECKSUM;
@@ -39,6 +40,8 @@ pub fn mask(rmgr: RmgrId, page_id: PageId, page: &mut Page) -> Result<(), PageEr
     match rmgr {
         RmgrId::HEAP | RmgrId::HEAP2 => mask_heap(page_id, page),
         RmgrId::BTREE => mask_btree(page),
+        // Their hints are part of the record, or of the difference.
+        RmgrId::SEQUENCE | RmgrId::GENERIC => mask_checksum_and_hole(page),
         _ => Ok(()),
     }
 }
@@ -92,12 +95,18 @@ fn mask_btree(page: &mut Page) -> Result<(), PageError> {
 
 /// `mask_page_lsn_and_checksum`, `mask_page_hint_bits` and `mask_unused_space`.
 fn mask_header_and_hole(page: &mut Page) -> Result<(), PageError> {
-    let (lower, upper, _) = bounds(page)?;
-    page::set_lsn(page, Lsn::INVALID);
-    put(page, PD_CHECKSUM, [0; 2]);
+    mask_checksum_and_hole(page)?;
     page::set_prune_xid(page, TransactionId::INVALID);
     let hints = PD_PAGE_FULL | PD_HAS_FREE_LINES | PD_ALL_VISIBLE;
     page::set_flags(page, page::flags(page) & !hints);
+    Ok(())
+}
+
+/// `mask_page_lsn_and_checksum` and `mask_unused_space`.
+fn mask_checksum_and_hole(page: &mut Page) -> Result<(), PageError> {
+    let (lower, upper, _) = bounds(page)?;
+    page::set_lsn(page, Lsn::INVALID);
+    put(page, PD_CHECKSUM, [0; 2]);
     page[lower..upper].fill(0);
     Ok(())
 }
@@ -137,6 +146,21 @@ mod tests {
         assert_ne!(masked(page), masked(spoiled));
         assert_ne!(masked(page), masked(heap_page(0x0903)), "the null bitmap's bit");
         assert_ne!(masked(heap_page(0x0B02)), masked(heap_page(0x0B42)), "a lock on a frozen one");
+    }
+
+    #[test]
+    fn hints_of_a_sequence_are_not_masked() {
+        let page = heap_page(0x0902);
+        let masked = |mut page: Page| {
+            mask(RmgrId::SEQUENCE, PageId::default(), &mut page).expect("a sound page");
+            page
+        };
+        let mut other = page;
+        page::set_lsn(&mut other, Lsn(9));
+        other[100] = 7; // unused space
+        assert_eq!(masked(page), masked(other));
+        page::set_prune_xid(&mut other, TransactionId(9));
+        assert_ne!(masked(page), masked(other));
     }
 
     #[test]

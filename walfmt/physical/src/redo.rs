@@ -17,8 +17,8 @@ use walfmt::{BlockReference, Record};
 
 use crate::fault::Fault;
 use crate::{
-    Page, PageChange, PageNeed, PageOutcome, RedoContext, RedoError, btree, freespace, heap, heap2,
-    page, visibilitymap,
+    Page, PageChange, PageNeed, PageOutcome, RedoContext, RedoError, btree, freespace, generic,
+    heap, heap2, page, sequence, visibilitymap,
 };
 
 /// Free space below this is told to the free space map after an insert, in bytes.
@@ -143,6 +143,8 @@ fn redo_relation_page(
         }
         RmgrId::HEAP2 => heap2::redo(record, block, page)?,
         RmgrId::BTREE => btree::redo(record, block, page).map_err(Fault::corrupt_by)?,
+        RmgrId::SEQUENCE => sequence::redo(record, page)?,
+        RmgrId::GENERIC => generic::redo(block, page)?,
         RmgrId::XLOG => return Err(Fault::corrupt("no image to apply")),
         _ => return Err(Fault::Unsupported("pages of this resource manager")),
     }
@@ -395,11 +397,52 @@ mod tests {
         assert!(insert(16).is_err(), "no room");
     }
 
+    #[test]
+    fn a_sequences_page_is_built_anew() {
+        let mut main = [0_u8; 12 + 41];
+        main[12 + 22] = 24; // t_hoff
+        main[12 + 24] = 33; // last_value
+        let mut blocks = [block(0, HEAP, &[])];
+        blocks[0].will_init = true;
+        let log = record(RmgrId::SEQUENCE, walfmt::rmgr::sequence::LOG, &main, &blocks);
+        assert_eq!(page_need(&log, PageChange::Block(0)), PageNeed::Nothing);
+        let mut page = heap_page(9);
+        page::set_lsn(&mut page, Lsn(u64::MAX));
+        assert!(redo(&log, 0, &mut page).expect("sound").changed);
+        assert_eq!((page::lsn(&page), page::max_offset(&page)), (END, 1));
+        assert_eq!(page::item(&page, 1).expect("the row"), &main[12..]);
+        assert_eq!(page[BLOCK_SIZE - 8..], [0x17, 0x17, 0, 0, 0, 0, 0, 0]);
+        assert!(page[28..walfmt::page::upper(&page).into()].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_difference_of_bytes_is_applied_and_the_middle_is_emptied() {
+        let data = [24, 0, 2, 0, 7, 8, 0xFE, 0x1F, 2, 0, 5, 6];
+        let blocks = [block(0, HEAP, &data)];
+        let generic = record(RmgrId::GENERIC, 0, &[], &blocks);
+        let mut page = heap_page(1);
+        page[100] = 9; // unused
+        assert!(redo(&generic, 0, &mut page).expect("sound").changed);
+        assert_eq!((page::lsn(&page), page[100]), (END, 0));
+        assert_eq!((&page[24..26], &page[BLOCK_SIZE - 2..]), (&[7, 8][..], &[5, 6][..]));
+
+        let data = [12, 0, 2, 0, 0xFF, 0xFF]; // pd_lower
+        let blocks = [block(0, HEAP, &data)];
+        let generic = record(RmgrId::GENERIC, 0, &[], &blocks);
+        assert!(redo(&generic, 0, &mut heap_page(1)).is_err());
+    }
+
     proptest! {
         /// Whatever a record and a page say, redo answers; it does not panic.
         #[test]
         fn nothing_panics(
-            rmgr in prop::sample::select(vec![RmgrId::HEAP, RmgrId::HEAP2, RmgrId::BTREE]),
+            rmgr in prop::sample::select(vec![
+                RmgrId::HEAP,
+                RmgrId::HEAP2,
+                RmgrId::BTREE,
+                RmgrId::SEQUENCE,
+                RmgrId::GENERIC,
+            ]),
             info: u8,
             main in prop::collection::vec(any::<u8>(), 0..40),
             small_numbers: bool,

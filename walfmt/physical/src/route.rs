@@ -8,8 +8,8 @@ use walfmt::rmgr::xlog::{self as xlog_records, Change};
 use crate::fault::Fault;
 use crate::heap::Clears;
 use crate::{
-    PageAccess, PageChange, RedoContext, RedoError, btree, clog, heap, heap2, smgr, visibilitymap,
-    xact, xlog,
+    PageAccess, PageChange, RedoContext, RedoError, btree, clog, generic, heap, heap2, sequence,
+    smgr, visibilitymap, xact, xlog,
 };
 
 /// Messages for logical decoding; nothing on disk.
@@ -64,6 +64,8 @@ impl<'a> Effect<'a> {
             RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
             RmgrId::HEAP2 => return heap2::check(record).map(|()| Self::None),
             RmgrId::BTREE => return btree::check(record).map(|()| Self::None),
+            RmgrId::SEQUENCE => return sequence::check(record).map(|()| Self::None),
+            RmgrId::GENERIC => return generic::check(record).map(|()| Self::None),
             RmgrId::XACT => xact::read(record, context)?.map_or(Self::None, Self::Transaction),
             RmgrId::SMGR => Self::Files(smgr::read(record)?),
             RmgrId::CLOG => Self::Clog(clog::read(record, context)?),
@@ -120,7 +122,7 @@ fn apply<A: PageAccess>(
 #[cfg(test)]
 mod tests {
     use walfmt::relation::ForkNumber;
-    use walfmt::rmgr::{clog, heap, heap2, smgr, xact};
+    use walfmt::rmgr::{clog, heap, heap2, sequence, smgr, xact};
 
     use super::*;
     use crate::fixture::{Calls, block, context, page_id, record};
@@ -254,7 +256,8 @@ mod tests {
         assert!(refusal(&origin).contains("replication origin"));
         let rewrite = record(RmgrId::HEAP2, heap2::REWRITE, &[], &[]);
         assert!(refusal(&rewrite).contains("mapping files"));
-        for rmgr in (4..=20).filter(|rmgr| !(8..=11).contains(rmgr)).chain([128, 255]) {
+        let known = [8, 9, 10, 11, 15, 20];
+        for rmgr in (4..=20).filter(|rmgr| !known.contains(rmgr)).chain([128, 255]) {
             let record = record(RmgrId(rmgr), 0, &[], &[]);
             assert!(refusal(&record).contains("this resource manager"), "{rmgr}");
         }
@@ -268,6 +271,12 @@ mod tests {
         let init = record(RmgrId::HEAP, heap::INSERT | heap::INIT_PAGE, &main, &[heap_page]);
         assert!(refusal(&init).contains("whether the page is new"));
         assert!(refusal(&record(RmgrId::HEAP, heap::INSERT, &main, &[])).contains("missing"));
+        let used = block(0, page_id(ForkNumber::Main, 0), &[]);
+        let sequence = record(RmgrId::SEQUENCE, sequence::LOG, &[0; 60], &[used]);
+        assert!(refusal(&sequence).contains("built anew"));
+        let fragment = block(0, page_id(ForkNumber::Main, 0), &[0xFF, 0x1F, 2, 0, 7, 7]);
+        let generic = record(RmgrId::GENERIC, 0, &[], &[fragment]);
+        assert!(refusal(&generic).contains("2 bytes at offset 8191"));
         let map = block(0, page_id(ForkNumber::VisibilityMap, 1), &[]);
         let heap_page = block(1, page_id(ForkNumber::Main, 5), &[]);
         let visible = record(RmgrId::HEAP2, heap2::VISIBLE, &[0, 0, 0, 0, 1], &[map, heap_page]);

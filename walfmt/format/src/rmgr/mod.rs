@@ -4,8 +4,10 @@
 
 pub mod btree;
 pub mod clog;
+pub mod generic;
 pub mod heap;
 pub mod heap2;
+pub mod sequence;
 pub mod smgr;
 pub mod standby;
 pub mod xact;
@@ -58,6 +60,7 @@ impl RmgrId {
     pub const HEAP: Self = Self(10);
     pub const BTREE: Self = Self(11);
     pub const SEQUENCE: Self = Self(15);
+    pub const GENERIC: Self = Self(20);
 }
 
 impl RmgrId {
