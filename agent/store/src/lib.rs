@@ -43,6 +43,8 @@ mod restart_point;
 mod shared;
 mod slru;
 mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod worker;
 mod workers;
 mod writeback;
