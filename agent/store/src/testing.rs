@@ -29,6 +29,8 @@ use crate::error::FileError;
 /// What a disk writes at once.
 pub const SECTOR_BYTES: usize = 4096;
 
+const WRITE: &str = "write";
+
 const SECTOR: u64 = SECTOR_BYTES as u64;
 const SECTORS_PER_PAGE: u64 = (walfmt::BLOCK_SIZE / SECTOR_BYTES) as u64;
 
@@ -51,6 +53,15 @@ pub struct Losses {
     pub names: u64,
 }
 
+/// Which syncs do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// All.
+    All,
+    /// Those of file systems only.
+    FileSystems,
+}
+
 /// How calls fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -69,12 +80,16 @@ struct State {
     random: Random,
     /// Calls so far that change or sync something.
     calls: u64,
+    /// Those of them that are not writes.
+    rare_calls: u64,
     /// Handles of a life before the last crash are dead.
     life: u64,
     power: Power,
     fault: Option<(u64, Fault)>,
     faults_injected: u64,
-    loses_synced: bool,
+    lie: Option<Lie>,
+    /// The call in the middle of which the power went or that failed first.
+    broke: Option<(&'static str, PathBuf)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,6 +97,8 @@ enum Power {
     On,
     /// It goes at the call with this number.
     UntilCall(u64),
+    /// The same among those that are not writes.
+    UntilRareCall(u64),
     Off,
 }
 
@@ -119,18 +136,20 @@ impl LossyDisk {
             changes: Vec::new(),
             random: Random(seed),
             calls: 0,
+            rare_calls: 0,
             life: 0,
             power: Power::On,
             fault: None,
             faults_injected: 0,
-            loses_synced: false,
+            lie: None,
+            broke: None,
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// From now on syncing does nothing, like a disk that lies. For negative controls.
-    pub fn lose_synced(&self) {
-        self.state().loses_synced = true;
+    /// From now on some syncing does nothing, like a disk that lies. For negative controls.
+    pub fn lose_synced(&self, lie: Lie) {
+        self.state().lie = Some(lie);
     }
 
     /// The power goes in the middle of the call after `calls` more ones that change or sync
@@ -138,6 +157,12 @@ impl LossyDisk {
     pub fn crash_after(&self, calls: u64) {
         let mut state = self.state();
         state.power = Power::UntilCall(state.calls + calls);
+    }
+
+    /// The same, but writes do not count: most calls are writes.
+    pub fn crash_after_rare(&self, calls: u64) {
+        let mut state = self.state();
+        state.power = Power::UntilRareCall(state.rare_calls + calls);
     }
 
     /// Whether the power is off.
@@ -157,7 +182,15 @@ impl LossyDisk {
     pub fn heal(&self) -> u64 {
         let mut state = self.state();
         state.fault = None;
+        state.broke = None;
         std::mem::take(&mut state.faults_injected)
+    }
+
+    /// In the middle of which call the power went, or the first one that failed, since the last
+    /// crash or [`heal`](Self::heal).
+    #[must_use]
+    pub fn broken_call(&self) -> Option<(&'static str, PathBuf)> {
+        self.state().broke.clone()
     }
 
     /// How many calls there were so far that change or sync something.
@@ -178,6 +211,7 @@ impl LossyDisk {
         state.life += 1;
         state.power = Power::On;
         state.fault = None;
+        state.broke = None;
         Ok(losses)
     }
 
@@ -233,22 +267,27 @@ impl State {
         self.check_power(action, path)?;
         let call = self.calls;
         self.calls += 1;
-        if self.power == Power::UntilCall(call) {
+        let rare_call = self.rare_calls;
+        let is_rare = action != WRITE;
+        self.rare_calls += u64::from(is_rare);
+        let goes_now = self.power == Power::UntilCall(call)
+            || is_rare && self.power == Power::UntilRareCall(rare_call);
+        let error = if goes_now {
             self.power = Power::Off;
-            return Ok(Outcome::Cut(io::Error::other("the power went")));
-        }
-        match self.fault {
-            Some((from, Fault::Io)) if call >= from => {
-                self.faults_injected += 1;
-                Ok(Outcome::Cut(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())))
-            }
-            Some((from, Fault::NoSpace)) if call >= from && want == Want::Space => {
-                self.faults_injected += 1;
-                let errno = rustix::io::Errno::NOSPC.raw_os_error();
-                Ok(Outcome::Cut(io::Error::from_raw_os_error(errno)))
-            }
-            _ => Ok(Outcome::Whole),
-        }
+            io::Error::other("the power went")
+        } else {
+            let errno = match self.fault {
+                Some((from, Fault::Io)) if call >= from => rustix::io::Errno::IO,
+                Some((from, Fault::NoSpace)) if call >= from && want == Want::Space => {
+                    rustix::io::Errno::NOSPC
+                }
+                _ => return Ok(Outcome::Whole),
+            };
+            self.faults_injected += 1;
+            errno.into()
+        };
+        self.broke.get_or_insert_with(|| (action, path.to_owned()));
+        Ok(Outcome::Cut(error))
     }
 
     /// The same for a call that happens or does not.
@@ -621,7 +660,7 @@ impl Disk for LossyDisk {
     fn sync_directory(&self, path: &Path) -> Result<(), FileError> {
         let mut state = self.state();
         state.begin_whole("sync", path, Want::Space)?;
-        if !state.loses_synced {
+        if state.lie != Some(Lie::All) {
             state.changes.retain(|change| !change.is_in(path));
             state.clear_attic()?;
         }
@@ -674,9 +713,9 @@ impl DiskFile for LossyFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), FileError> {
-        let mut state = self.state("write")?;
+        let mut state = self.state(WRITE)?;
         let state = &mut *state;
-        let outcome = state.begin("write", &self.path, Want::Space)?;
+        let outcome = state.begin(WRITE, &self.path, Want::Space)?;
         let mut end = offset + bytes.len() as u64;
         if let Outcome::Cut(_) = outcome {
             let sectors = end.div_ceil(SECTOR) - offset / SECTOR;
@@ -694,7 +733,7 @@ impl DiskFile for LossyFile {
         }
         match outcome {
             Outcome::Whole => Ok(()),
-            Outcome::Cut(error) => Err(failed("write", &self.path, error)),
+            Outcome::Cut(error) => Err(failed(WRITE, &self.path, error)),
         }
     }
 
@@ -716,7 +755,7 @@ impl DiskFile for LossyFile {
     fn sync(&self) -> Result<(), FileError> {
         let mut state = self.state("sync")?;
         match state.begin("sync", &self.path, Want::Space)? {
-            Outcome::Whole if state.loses_synced => Ok(()),
+            Outcome::Whole if state.lie == Some(Lie::All) => Ok(()),
             Outcome::Whole => {
                 if let Some(node) = state.nodes.get_mut(&self.inode) {
                     node.sync();
@@ -763,7 +802,7 @@ impl FileSystem for LossyFileSystem {
             return Err(failed(ACTION, &self.path, io::Error::other("opened before the crash")));
         }
         match state.begin(ACTION, &self.path, Want::Space)? {
-            Outcome::Whole if state.loses_synced => Ok(()),
+            Outcome::Whole if state.lie.is_some() => Ok(()),
             Outcome::Whole => state.sync_all(),
             Outcome::Cut(error) => {
                 if state.power != Power::Off {
@@ -993,7 +1032,7 @@ mod tests {
             let scratch = Scratch::new();
             std::fs::write(scratch.at("a"), "").unwrap();
             let disk = scratch.disk(seed);
-            disk.lose_synced();
+            disk.lose_synced(Lie::All);
             let file = disk.open(&scratch.at("a"), CREATE).unwrap();
             file.write_at(0, &[1; SECTORS * SECTOR_BYTES]).unwrap();
             file.sync().unwrap();

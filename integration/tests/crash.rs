@@ -1,0 +1,642 @@
+//! The store keeps its promises over power cuts, full disks and write errors.
+//!
+//! Under the store lies a [`LossyDisk`]: when the power goes, each 4 kB sector, length and name that
+//! was not synced is kept or lost on its own. A recorded workload is replayed; in the middle of some
+//! file call the power goes, the disk is full or fails; the store is opened again and replays on,
+//! and so for some lives. The last life replays to the end, and its files are held against those of
+//! a store that nothing has ever happened to, byte for byte.
+//!
+//! What may differ, and is counted: a map page torn by a cut fails its checksum and is begun anew
+//! (`RBM_ZERO_ON_ERROR` in `src/backend/access/transam/xlogutils.c`). So with checksums a visibility
+//! map may lack bits, never have more, and a free space map may know less.
+//!
+//! `WALFERRY_CRASH_POINTS` says how many points there are at least; `integration/crash.sh` asks for
+//! more than the default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::{Cluster, ClusterOptions, Recording, Scratch, Seed};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use walferry_store::testing::{Fault, Lie, Losses, LossyDisk};
+use walferry_store::{Store, StoreConfig};
+use walfmt::Lsn;
+use walfmt::relation::BLOCK_SIZE;
+
+/// How many points one workload gets at least, unless the environment says otherwise.
+const POINTS: u64 = 20;
+
+/// How many runs have a disk that lies, of each kind.
+const CONTROLS: u64 = 4;
+
+/// Lives of one store at most, before the last one.
+const LIVES_MAX: u64 = 8;
+
+#[test]
+fn small_transactions_survive() -> Result<()> {
+    let workload = Workload {
+        name: "small transactions",
+        data_checksums: true,
+        wal_compression: "lz4",
+        prepare: |leader| leader.pgbench_init(1, &[]),
+        work: |leader| {
+            for round in 0..8 {
+                leader.pgbench_run(&["-c", "4", "-j", "2", "-t", "60"])?;
+                if round % 3 == 1 {
+                    leader.sql("vacuum pgbench_accounts")?;
+                    leader.sql("vacuum pgbench_tellers")?;
+                }
+                leader.sql("checkpoint")?;
+            }
+            leader.pgbench_run(&["-c", "4", "-j", "2", "-t", "200"]).map(drop)
+        },
+    };
+    workload.survives()
+}
+
+#[test]
+fn bulk_loads_and_drops_survive() -> Result<()> {
+    let workload = Workload {
+        name: "bulk loads and drops",
+        data_checksums: false,
+        wal_compression: "pglz",
+        prepare: |leader| {
+            each(
+                leader,
+                "create table kept (id int primary key, v int, filler text);
+                 insert into kept select g, g % 100, repeat('x', 60) from generate_series(1, 20000) g;
+                 vacuum freeze kept",
+            )
+        },
+        work: |leader| each(leader, BULK),
+    };
+    workload.survives()
+}
+
+#[test]
+fn mixed_changes_survive() -> Result<()> {
+    let workload = Workload {
+        name: "mixed changes",
+        data_checksums: true,
+        wal_compression: "off",
+        prepare: |leader| {
+            each(
+                leader,
+                "create table rows (id int primary key, v int, filler text) with (fillfactor = 80);
+                 insert into rows select g, g % 100, repeat('x', 60) from generate_series(1, 8000) g;
+                 create index on rows (v);
+                 vacuum freeze rows",
+            )
+        },
+        work: |leader| each(leader, MIXED),
+    };
+    workload.survives()
+}
+
+const BULK: &str = "
+    create table loaded as select g as id, g % 1000 as v, repeat('y', g % 120) as filler from generate_series(1, 15000) g;
+    create index on loaded (id);
+    checkpoint;
+    create index loaded_v on loaded (v);
+    vacuum loaded;
+    delete from loaded where id > 4000;
+    vacuum loaded;
+    checkpoint;
+    insert into loaded select g, 1, repeat('z', 90) from generate_series(1, 6000) g;
+    truncate kept;
+    insert into kept select g, 2, repeat('w', 70) from generate_series(1, 9000) g;
+    drop index loaded_v;
+    checkpoint;
+    create table short (n int primary key, t text);
+    insert into short select g, repeat('s', 50) from generate_series(1, 5000) g;
+    vacuum short;
+    drop table short;
+    create table again (n int primary key, t text);
+    insert into again select g, repeat('a', 50) from generate_series(1, 5000) g;
+    checkpoint;
+    vacuum full kept;
+    delete from again where n > 100;
+    vacuum again;
+    insert into again select g, repeat('b', 50) from generate_series(6000, 9000) g;
+    vacuum freeze again;
+    checkpoint;
+    update loaded set v = v + 1 where id % 7 = 0;
+    delete from again where n % 5 = 0;
+    reindex table loaded;
+    begin; create table never (n int primary key); insert into never select generate_series(1, 3000); rollback;
+    checkpoint;
+    vacuum;
+    delete from loaded where id < 2500;
+    drop table again";
+
+const MIXED: &str = "
+    update rows set v = v where id % 50 = 0;
+    delete from rows where id % 11 = 0;
+    begin; select count(*) from (select 1 from rows where id % 13 = 0 for update) x; commit;
+    checkpoint;
+    vacuum rows;
+    create table parts (k int, v text) partition by list (k);
+    create table parts_1 partition of parts for values in (1);
+    create table parts_2 partition of parts for values in (2);
+    insert into parts select 1 + g % 2, g::text from generate_series(1, 1500) g;
+    begin; insert into parts values (1, 'a'); savepoint a; insert into parts values (2, 'b'); rollback to a; drop table parts_2; rollback;
+    update parts set k = 3 - k where v ~ '^[0-9]+$' and v::int % 3 = 0;
+    checkpoint;
+    create table nested (n int);
+    do $$ begin for i in 1..3000 loop begin insert into nested values (i); if i % 3 = 0 then raise 'no'; end if; exception when others then null; end; end loop; end $$;
+    vacuum freeze rows;
+    update rows set v = v + 1 where id % 3 = 0;
+    checkpoint;
+    alter table rows add column f int default 7;
+    update rows set f = 8 where id % 9 = 0;
+    create index rows_f on rows (f);
+    insert into rows select g, 1, repeat('n', 40), 1 from generate_series(9001, 11000) g on conflict do nothing;
+    vacuum rows;
+    checkpoint;
+    delete from rows where id > 7000;
+    vacuum rows;
+    insert into rows select g, 1, repeat('m', 40), 1 from generate_series(9001, 10000) g on conflict (id) do update set v = excluded.v;
+    cluster rows using rows_pkey;
+    truncate nested;
+    checkpoint;
+    create table keys (k text, n int);
+    create index keys_k on keys (k);
+    insert into keys select md5(g::text), g from generate_series(1, 4000) g;
+    delete from keys where n between 500 and 3500;
+    vacuum keys;
+    insert into keys select md5(g::text), g from generate_series(5000, 6500) g;
+    checkpoint;
+    drop table parts;
+    vacuum (freeze) rows;
+    update rows set v = -v where id % 4 = 0;
+    delete from keys where n < 300;
+    alter table rows drop column f;
+    select pg_switch_wal();
+    update rows set v = -v where id % 5 = 0";
+
+fn each(leader: &Cluster, statements: &str) -> Result<()> {
+    for statement in statements.split(";\n") {
+        leader.sql(statement)?;
+    }
+    Ok(())
+}
+
+struct Workload {
+    name: &'static str,
+    data_checksums: bool,
+    wal_compression: &'static str,
+    prepare: fn(&Cluster) -> Result<()>,
+    work: fn(&Cluster) -> Result<()>,
+}
+
+impl Workload {
+    fn survives(&self) -> Result<()> {
+        let began = Instant::now();
+        let Seed(seed) = Seed::take(self.name, 1);
+        let points = std::env::var("WALFERRY_CRASH_POINTS")
+            .map_or(Ok(POINTS), |text| text.parse().context("WALFERRY_CRASH_POINTS"))?;
+        let scratch = Scratch::new()?;
+        let recording = self.record(&scratch)?;
+        let reference = Reference::make(&scratch, &recording)?;
+        println!(
+            "{}: {} MB of WAL, {} file calls, recorded and replayed in {:.1} s",
+            self.name,
+            recording.wal_bytes() >> 20,
+            reference.calls,
+            began.elapsed().as_secs_f64()
+        );
+
+        let mut report = Report::default();
+        for run in 0.. {
+            if report.points() >= points {
+                break;
+            }
+            let mut lives = Lives::new(&scratch, &recording, &reference, seed * 1_000_000 + run)?;
+            let survived = lives.live(&mut report);
+            survived.with_context(|| format!("{}, run {run}\n{}", self.name, lives.story()))?;
+        }
+        println!("{}: {report}", self.name);
+        report.ensure_in_flight()?;
+
+        for lie in [Lie::All, Lie::FileSystems] {
+            let mut noticed = 0;
+            for run in 0..CONTROLS {
+                let seed = seed * 1_000_000 + run;
+                let mut lives = Lives::new(&scratch, &recording, &reference, seed)?;
+                lives.disk.lose_synced(lie);
+                if let Err(error) = lives.live(&mut Report::default()) {
+                    noticed += 1;
+                    let error = format!("{error:#}");
+                    println!("  control, {lie:?}: {}", error.lines().next().unwrap_or_default());
+                }
+            }
+            println!(
+                "{}: control: a disk that loses synced bytes ({lie:?}) was noticed in {noticed} of {CONTROLS} runs",
+                self.name
+            );
+            ensure!(noticed * 2 > CONTROLS, "noticed in {noticed} of {CONTROLS} runs only");
+        }
+        println!("{}: {:.1} s in all", self.name, began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn record(&self, scratch: &Scratch) -> Result<Recording> {
+        let options = ClusterOptions {
+            data_checksums: self.data_checksums,
+            fsync: false,
+            settings: [
+                "autovacuum = off",
+                "checkpoint_timeout = 1h",
+                "max_wal_size = 16GB",
+                "wal_keep_size = 16GB",
+                &format!("wal_compression = {}", self.wal_compression),
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            ..ClusterOptions::default()
+        };
+        Recording::make(scratch, "recorded", &options, self.prepare, self.work)
+    }
+}
+
+/// A store that nothing has ever happened to.
+struct Reference {
+    files: BTreeMap<String, Vec<u8>>,
+    /// How many file calls it took that change or sync something.
+    calls: u64,
+}
+
+impl Reference {
+    fn make(scratch: &Scratch, recording: &Recording) -> Result<Self> {
+        let directory = scratch.path().join("reference");
+        recording.new_store(&directory)?;
+        let attic = scratch.directory("reference-attic")?;
+        let disk = LossyDisk::new(&attic, 0);
+        let mut store = Store::open_on(Arc::new(disk.clone()), &config(&directory, 2, 100))?;
+        recording.replay(store.replay_from(), |raw| {
+            store.replay(raw)?;
+            Ok(true)
+        })?;
+        store.wait_applied()?;
+        store.consistency()?;
+        store.close()?;
+        Ok(Self { files: files_of(&directory)?, calls: disk.calls() })
+    }
+}
+
+fn config(directory: &Path, workers: usize, cache_pages: u64) -> StoreConfig {
+    StoreConfig {
+        data_directory: directory.to_owned(),
+        workers,
+        cache_bytes: cache_pages * BLOCK_SIZE as u64,
+        // Each checkpoint of the leader, unless the one before is not done yet.
+        restart_point_interval: Duration::ZERO,
+    }
+}
+
+/// What ended the lives of all stores.
+#[derive(Debug, Default)]
+struct Report {
+    runs: u64,
+    cuts: u64,
+    full: u64,
+    failed: u64,
+    losses: Losses,
+    /// In the middle of which calls the power went.
+    cut_calls: BTreeMap<String, u64>,
+    restart_points: u64,
+    differences: Differences,
+}
+
+impl Report {
+    fn points(&self) -> u64 {
+        self.cuts + self.full + self.failed
+    }
+
+    fn ensure_in_flight(&self) -> Result<()> {
+        let Losses { sectors, torn_pages, lengths, names } = self.losses;
+        ensure!(
+            sectors > 0 && torn_pages > 0 && lengths > 0 && names > 0,
+            "nothing was in flight: {:?}",
+            self.losses
+        );
+        ensure!(self.full > 0 && self.failed > 0, "no disk was full or failed");
+        ensure!(self.restart_points > 0, "no life began at a restart point");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Losses { sectors, torn_pages, lengths, names } = self.losses;
+        writeln!(
+            f,
+            "{} points in {} runs: {} power cuts, {} full disks, {} failing disks; {} lives began behind the backup",
+            self.points(),
+            self.runs,
+            self.cuts,
+            self.full,
+            self.failed,
+            self.restart_points
+        )?;
+        writeln!(
+            f,
+            "  lost in flight: {sectors} sectors, {lengths} lengths, {names} names; {torn_pages} pages torn"
+        )?;
+        let calls = self.cut_calls.iter().map(|(call, count)| format!("{call} {count}"));
+        writeln!(f, "  cut in the middle of: {}", calls.collect::<Vec<_>>().join(", "))?;
+        write!(f, "  {}", self.differences)
+    }
+}
+
+/// One store and its lives.
+struct Lives<'a> {
+    recording: &'a Recording,
+    reference: &'a Reference,
+    directory: PathBuf,
+    disk: LossyDisk,
+    random: StdRng,
+    /// The end of the last record that any life was given.
+    known_end: Lsn,
+    story: Vec<String>,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    PowerCut,
+    /// In a call that is not a write: most are.
+    PowerCutElsewhere,
+    Fault(Fault),
+}
+
+impl<'a> Lives<'a> {
+    fn new(
+        scratch: &Scratch,
+        recording: &'a Recording,
+        reference: &'a Reference,
+        seed: u64,
+    ) -> Result<Self> {
+        let directory = scratch.path().join("lives");
+        let attic = scratch.path().join("lives-attic");
+        for old in [&directory, &attic] {
+            if old.exists() {
+                fs::remove_dir_all(old)?;
+            }
+        }
+        fs::create_dir(&attic)?;
+        recording.new_store(&directory)?;
+        Ok(Self {
+            recording,
+            reference,
+            directory,
+            disk: LossyDisk::new(&attic, seed),
+            random: StdRng::seed_from_u64(seed),
+            known_end: Lsn::INVALID,
+            story: Vec::new(),
+        })
+    }
+
+    /// Lives on until a life is not cut short, or there were enough; then compares.
+    fn live(&mut self, report: &mut Report) -> Result<()> {
+        report.runs += 1;
+        for _ in 0..LIVES_MAX {
+            let end = match self.random.random_range(0..10) {
+                0 => End::Fault(Fault::NoSpace),
+                1 => End::Fault(Fault::Io),
+                2..5 => End::PowerCutElsewhere,
+                _ => End::PowerCut,
+            };
+            let calls = match self.random.random_range(0..4) {
+                // At the beginning of a life.
+                0 => self.random.random_range(0..40),
+                _ if matches!(end, End::PowerCutElsewhere) => self.random.random_range(0..80),
+                _ => self.random.random_range(0..self.reference.calls / 3),
+            };
+            match end {
+                End::PowerCut => self.disk.crash_after(calls),
+                End::PowerCutElsewhere => self.disk.crash_after_rare(calls),
+                End::Fault(fault) => self.disk.fail_after(calls, fault),
+            }
+            let lived = self.one_life(report);
+            self.story.push(match (&lived, self.disk.broken_call()) {
+                (Ok(()), _) => format!("{end:?} after {calls} calls: came to its end"),
+                (Err(error), Some((action, path))) => {
+                    format!("{end:?} in {action} {}: {error:#}", path.display())
+                }
+                (Err(error), None) => format!("{end:?}: {error:#}"),
+            });
+            let broken = self.disk.broken_call();
+            match (lived, end, broken) {
+                (_, End::PowerCut | End::PowerCutElsewhere, Some((action, path))) => {
+                    ensure!(self.disk.is_off(), "the power did not go");
+                    report.cuts += 1;
+                    let what = format!("{action} {}", self.kind_of(&path));
+                    *report.cut_calls.entry(what).or_default() += 1;
+                    report.losses += self.disk.crash(self.random.random())?;
+                }
+                // A fault that nobody noticed: it hit something that may be left undone.
+                (Err(error), End::Fault(fault), Some(_)) => {
+                    self.ensure_said(&error, fault)?;
+                    self.disk.heal();
+                    *(if fault == Fault::Io { &mut report.failed } else { &mut report.full }) += 1;
+                    // Now and then the power goes as well, before anybody comes to repair.
+                    if self.random.random_range(0..2) == 0 {
+                        report.losses += self.disk.crash(self.random.random())?;
+                    }
+                }
+                (Ok(()), _, broken) => {
+                    ensure!(broken.is_none(), "a failing call went unnoticed: {broken:?}");
+                    self.disk.heal();
+                    report.losses += self.disk.crash(self.random.random())?;
+                    break;
+                }
+                (Err(error), _, _) => return Err(error),
+            }
+        }
+        self.disk.heal();
+        self.one_life(report).context("the last life")?;
+        report.losses += self.disk.crash(self.random.random())?; // all is durable now
+        report.differences += self.reference.compare(self.recording, &self.directory)?;
+        Ok(())
+    }
+
+    /// Opens the store, replays all there is, closes it.
+    fn one_life(&mut self, report: &mut Report) -> Result<()> {
+        let workers = self.random.random_range(1..=3);
+        let cache_pages = self.random.random_range(20..300);
+        let config = config(&self.directory, workers, cache_pages);
+        let mut store = Store::open_on(Arc::new(self.disk.clone()), &config)?;
+        if !store.pages_are_bounded() {
+            store.set_consistent_after(self.known_end)?;
+        }
+        report.restart_points += u64::from(store.replay_from() > self.recording.redo);
+        // Small batches now and then: more can be in flight at different places.
+        let hand_over_every = self.random.random_range(1..2000);
+        let mut records = 0_u64;
+        self.recording.replay(store.replay_from(), |raw| {
+            self.known_end = self.known_end.max(raw.end);
+            store.replay(raw)?;
+            records += 1;
+            if records.is_multiple_of(hand_over_every) {
+                store.hand_over()?;
+            }
+            Ok(true)
+        })?;
+        store.wait_applied()?;
+        store.consistency()?;
+        store.close()?;
+        Ok(())
+    }
+
+    fn ensure_said(&self, error: &anyhow::Error, fault: Fault) -> Result<()> {
+        let text = format!("{error:#}");
+        let errno = if fault == Fault::Io { "os error 5" } else { "os error 28" };
+        let names_the_file = text.contains(&format!("{}", self.directory.display()));
+        ensure!(
+            text.contains("cannot ") && names_the_file && text.contains(errno),
+            "an error that does not say what failed: {text}"
+        );
+        Ok(())
+    }
+
+    /// What kind of file it is, for the report.
+    fn kind_of(&self, path: &Path) -> String {
+        let name = path.strip_prefix(&self.directory).unwrap_or(path).to_string_lossy();
+        let fork = ["_fsm", "_vm", "_init"].into_iter().find(|fork| name.contains(fork));
+        match name.split_once('/') {
+            None if name.is_empty() => "data directory".to_owned(),
+            None => name.into_owned(),
+            Some(_) if name.contains("pg_control") => "pg_control".to_owned(),
+            Some((directory, _)) => format!("{directory}/*{}", fork.unwrap_or_default()),
+        }
+    }
+
+    fn story(&self) -> String {
+        self.story.join("\n")
+    }
+}
+
+/// What differs and may.
+#[derive(Debug, Default)]
+struct Differences {
+    stores: u64,
+    pages: u64,
+    /// Pages of visibility maps that lack bits.
+    visibility: u64,
+    free_space: u64,
+}
+
+impl std::ops::AddAssign for Differences {
+    fn add_assign(&mut self, other: Self) {
+        self.stores += other.stores;
+        self.pages += other.pages;
+        self.visibility += other.visibility;
+        self.free_space += other.free_space;
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} stores compared, {} pages: all equal but {} of visibility maps that lack bits, {} of free space maps",
+            self.stores, self.pages, self.visibility, self.free_space
+        )
+    }
+}
+
+impl Reference {
+    fn compare(&self, recording: &Recording, directory: &Path) -> Result<Differences> {
+        let found = files_of(directory)?;
+        let mut differences = Differences { stores: 1, ..Differences::default() };
+        let mut wrong = Vec::new();
+        let names: std::collections::BTreeSet<_> = self.files.keys().chain(found.keys()).collect();
+        for name in names {
+            let (Some(expected), Some(found)) = (self.files.get(name), found.get(name)) else {
+                let who = if found.contains_key(name) { "too many" } else { "missing" };
+                wrong.push(format!("{name}: {who}"));
+                continue;
+            };
+            let pages = expected.len().max(found.len()).div_ceil(BLOCK_SIZE);
+            differences.pages += pages as u64;
+            for page in 0..pages {
+                let (expected, found) = (page_of(expected, page), page_of(found, page));
+                if expected == found {
+                    continue;
+                }
+                if name.contains("_fsm") {
+                    differences.free_space += 1;
+                } else if name.contains("_vm") && recording.data_checksums && lacks(found, expected)
+                {
+                    differences.visibility += 1;
+                } else {
+                    wrong.push(format!(
+                        "{name}, page {page}: {}",
+                        first_difference(expected, found)
+                    ));
+                }
+            }
+        }
+        if !wrong.is_empty() {
+            let count = wrong.len();
+            wrong.truncate(20);
+            bail!("{count} differences:\n{}", wrong.join("\n"));
+        }
+        Ok(differences)
+    }
+}
+
+/// A page of a file; zeros behind its end count as not there.
+fn page_of(file: &[u8], page: usize) -> &[u8] {
+    let bytes =
+        &file[(page * BLOCK_SIZE).min(file.len())..((page + 1) * BLOCK_SIZE).min(file.len())];
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    &bytes[..end]
+}
+
+/// Whether a page of a visibility map has no bit that the other has not.
+fn lacks(found: &[u8], expected: &[u8]) -> bool {
+    const HEADER: usize = 24;
+    let bits = |page: &[u8], at: usize| page.get(at).copied().unwrap_or_default();
+    (HEADER..BLOCK_SIZE).all(|at| bits(found, at) & !bits(expected, at) == 0)
+}
+
+fn first_difference(expected: &[u8], found: &[u8]) -> String {
+    let byte = |page: &[u8], at: usize| page.get(at).copied().unwrap_or_default();
+    let differ = (0..BLOCK_SIZE).filter(|at| byte(expected, *at) != byte(found, *at));
+    let lsn = |page: &[u8]| {
+        let half =
+            |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|offset| byte(page, at + offset)));
+        Lsn(u64::from(half(0)) << 32 | u64::from(half(4)))
+    };
+    let at: Vec<_> = differ.clone().take(8).collect();
+    format!("{} bytes differ, at {at:?}, LSN {} for {}", differ.count(), lsn(found), lsn(expected))
+}
+
+/// All files of a store but those that say who has it and when.
+fn files_of(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(current) = directories.pop() {
+        for entry in fs::read_dir(&current)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(directory)?.to_string_lossy().into_owned();
+            if ["postmaster.pid", "walferry.lock", "global/pg_control"].contains(&&*name) {
+                continue;
+            }
+            files.insert(name, fs::read(&path)?);
+        }
+    }
+    Ok(files)
+}
