@@ -156,9 +156,10 @@ impl From<OpenError> for Trouble {
             OpenError::BackupLabel { .. } => {
                 (Kind::Misuse, "only a directory made by `walferry bootstrap` can be a store")
             }
-            OpenError::Control(_) | OpenError::Major { .. } => {
-                (Kind::Corrupt, "bootstrap the store again")
-            }
+            OpenError::Control(_)
+            | OpenError::Major { .. }
+            | OpenError::TwoPhase { .. }
+            | OpenError::Origins { .. } => (Kind::Corrupt, "bootstrap the store again"),
             OpenError::Tablespace { .. } | OpenError::Refused(_) => {
                 (Kind::Unsupported, "change the leader's setting and bootstrap again")
             }

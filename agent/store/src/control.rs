@@ -11,8 +11,6 @@ use crate::error::FileError;
 use crate::layout::Layout;
 
 const NAME: &str = "global/pg_control";
-/// Left by a crash between write and rename; removed when the store is opened.
-const NEW_NAME: &str = "global/pg_control.walferry";
 
 /// Reads the control file's bytes.
 pub(crate) fn read(layout: &Layout) -> Result<Vec<u8>, FileError> {
@@ -25,16 +23,11 @@ pub(crate) fn read(layout: &Layout) -> Result<Vec<u8>, FileError> {
 pub(crate) fn write(layout: &Layout, control: &mut ControlFile) -> Result<(), FileError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     control.time = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let (path, new_path) = (layout.at(NAME), layout.at(NEW_NAME));
-    let file = layout.open_or_create(&new_path)?;
-    file.set_len(0)?;
-    file.write_at(0, &control.to_bytes())?;
-    file.sync()?;
-    layout.rename(&new_path, &path)?;
+    layout.replace(&layout.at(NAME), &control.to_bytes())?;
     layout.sync_directory(&layout.at("global"))
 }
 
 /// Removes what an interrupted [`write`] left.
 pub(crate) fn remove_leftovers(layout: &Layout) -> Result<(), FileError> {
-    layout.remove_file(&layout.at(NEW_NAME)).map(drop)
+    layout.remove_replacement(&layout.at(NAME))
 }

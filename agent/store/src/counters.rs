@@ -24,6 +24,10 @@ pub struct Counters {
     pub oldest_xid: TransactionId,
     /// The oldest multixact id still in any table.
     pub oldest_multi: u32,
+    /// The oldest transaction with a commit timestamp; invalid if they are not kept.
+    pub oldest_commit_ts_xid: TransactionId,
+    /// The newest transaction with a commit timestamp; invalid if they are not kept.
+    pub newest_commit_ts_xid: TransactionId,
 }
 
 impl Counters {
@@ -36,12 +40,20 @@ impl Counters {
             next_multi_offset: checkpoint.next_multi_offset,
             oldest_xid: checkpoint.oldest_xid,
             oldest_multi: checkpoint.oldest_multi,
+            oldest_commit_ts_xid: checkpoint.oldest_commit_ts_xid,
+            newest_commit_ts_xid: checkpoint.newest_commit_ts_xid,
         }
     }
 
-    /// A checkpoint of a server at rest.
+    /// A checkpoint of a server at rest. It says nothing here of commit timestamps, and the oldest
+    /// multixact does not go back.
     pub(crate) const fn set(&mut self, checkpoint: &CheckPoint) {
-        *self = Self::from_checkpoint(checkpoint);
+        self.next_xid = checkpoint.next_xid;
+        self.next_oid = checkpoint.next_oid;
+        self.next_multi = checkpoint.next_multi;
+        self.next_multi_offset = checkpoint.next_multi_offset;
+        self.oldest_xid = checkpoint.oldest_xid;
+        self.advance_oldest_multi(checkpoint.oldest_multi);
     }
 
     /// A checkpoint of a running server; it says nothing of OIDs.
@@ -49,17 +61,41 @@ impl Counters {
         if self.next_xid < checkpoint.next_xid {
             self.next_xid = checkpoint.next_xid;
         }
-        if multi_precedes(self.next_multi, checkpoint.next_multi) {
-            self.next_multi = checkpoint.next_multi;
-        }
-        if multi_precedes(self.next_multi_offset, checkpoint.next_multi_offset) {
-            self.next_multi_offset = checkpoint.next_multi_offset;
-        }
+        self.advance_multi(checkpoint.next_multi, checkpoint.next_multi_offset);
         if self.oldest_xid.precedes(checkpoint.oldest_xid) {
             self.oldest_xid = checkpoint.oldest_xid;
         }
-        if multi_precedes(self.oldest_multi, checkpoint.oldest_multi) {
-            self.oldest_multi = checkpoint.oldest_multi;
+        self.advance_oldest_multi(checkpoint.oldest_multi);
+    }
+
+    /// `multi` has been given out, with members before `end_offset` (`MultiXactAdvanceNextMXact`).
+    pub(crate) const fn advance_past_multi(&mut self, multi: u32, end_offset: u32) {
+        self.advance_multi(multi.wrapping_add(1), end_offset);
+    }
+
+    /// Commit timestamps are kept from now on, or no more (`ActivateCommitTs`,
+    /// `DeactivateCommitTs`).
+    pub(crate) const fn keep_commit_times(&mut self, are_kept: bool) {
+        if !are_kept {
+            self.oldest_commit_ts_xid = TransactionId::INVALID;
+            self.newest_commit_ts_xid = TransactionId::INVALID;
+        } else if !self.oldest_commit_ts_xid.is_valid() {
+            self.oldest_commit_ts_xid = TransactionId(self.next_xid as u32);
+            self.newest_commit_ts_xid = self.oldest_commit_ts_xid;
+        }
+    }
+
+    /// Older commit timestamps are gone (`AdvanceOldestCommitTsXid`).
+    pub(crate) const fn advance_oldest_commit_time(&mut self, xid: TransactionId) {
+        if self.oldest_commit_ts_xid.is_valid() && self.oldest_commit_ts_xid.precedes(xid) {
+            self.oldest_commit_ts_xid = xid;
+        }
+    }
+
+    /// `xid` has a commit timestamp.
+    pub(crate) const fn advance_newest_commit_time(&mut self, xid: TransactionId) {
+        if self.newest_commit_ts_xid.precedes(xid) {
+            self.newest_commit_ts_xid = xid;
         }
     }
 
@@ -82,6 +118,21 @@ impl Counters {
 
     pub(crate) const fn set_next_oid(&mut self, oid: u32) {
         self.next_oid = oid;
+    }
+
+    const fn advance_multi(&mut self, next_multi: u32, next_offset: u32) {
+        if multi_precedes(self.next_multi, next_multi) {
+            self.next_multi = next_multi;
+        }
+        if multi_precedes(self.next_multi_offset, next_offset) {
+            self.next_multi_offset = next_offset;
+        }
+    }
+
+    const fn advance_oldest_multi(&mut self, oldest_multi: u32) {
+        if multi_precedes(self.oldest_multi, oldest_multi) {
+            self.oldest_multi = oldest_multi;
+        }
     }
 }
 
@@ -121,5 +172,27 @@ mod tests {
         assert_eq!(counters.next_xid, 1 << 32 | 8);
         counters.advance_past_xid(TransactionId::INVALID);
         assert_eq!(counters.next_xid, 1 << 32 | 8);
+    }
+
+    #[test]
+    fn multixacts_and_commit_times_move_on() {
+        let mut counters = Counters::from_checkpoint(&checkpoint(700, 0, u32::MAX));
+        counters.advance_past_multi(u32::MAX, 5);
+        assert_eq!((counters.next_multi, counters.next_multi_offset), (0, 5));
+        counters.advance_past_multi(u32::MAX - 3, 2);
+        assert_eq!((counters.next_multi, counters.next_multi_offset), (0, 5));
+        counters.oldest_multi = 3;
+        counters.set(&checkpoint(700, 0, 9));
+        assert_eq!((counters.next_multi, counters.oldest_multi), (9, 3));
+
+        counters.advance_oldest_commit_time(TransactionId(800));
+        assert_eq!(counters.oldest_commit_ts_xid, TransactionId::INVALID);
+        counters.keep_commit_times(true);
+        counters.advance_newest_commit_time(TransactionId(705));
+        counters.advance_oldest_commit_time(TransactionId(702));
+        let range = (counters.oldest_commit_ts_xid.0, counters.newest_commit_ts_xid.0);
+        assert_eq!(range, (702, 705));
+        counters.keep_commit_times(false);
+        assert_eq!(counters.newest_commit_ts_xid, TransactionId::INVALID);
     }
 }

@@ -23,7 +23,7 @@ use crate::layout::Layout;
 use crate::relations::Relations;
 use crate::restart_point::{Job, RestartPoint, RestartPoints};
 use crate::shared::{Failure, Shared};
-use crate::slru::TransactionLog;
+use crate::transactions::Transactions;
 use crate::workers::{ThreadGone, Workers};
 
 /// A batch is handed over when its records have this many bytes.
@@ -39,7 +39,7 @@ pub(crate) struct Dispatcher {
     workers: Workers,
     restart_points: RestartPoints,
     relations: Relations,
-    transactions: TransactionLog,
+    transactions: Transactions,
     counters: Counters,
     context: RedoContext,
     timeline: Timeline,
@@ -88,6 +88,7 @@ pub(crate) struct DispatcherParts {
     pub(crate) workers: Workers,
     pub(crate) restart_points: RestartPoints,
     pub(crate) relations: Relations,
+    pub(crate) transactions: Transactions,
     pub(crate) context: RedoContext,
     pub(crate) checkpoint: CheckPoint,
     pub(crate) restart_point_interval: Duration,
@@ -97,13 +98,13 @@ impl Dispatcher {
     pub(crate) fn new(parts: DispatcherParts) -> Self {
         let count = parts.workers.count();
         Self {
-            transactions: TransactionLog::new(parts.layout.clone()),
             layout: parts.layout,
             shared: parts.shared,
             control: parts.control,
             workers: parts.workers,
             restart_points: parts.restart_points,
             relations: parts.relations,
+            transactions: parts.transactions,
             counters: Counters::from_checkpoint(&parts.checkpoint),
             context: parts.context,
             timeline: parts.checkpoint.this_timeline,
@@ -374,14 +375,15 @@ impl Dispatcher {
         self.restart_points.wait().map_err(gone)?;
         self.try_hand_over(self.dispatched).map_err(gone)?;
         self.transactions
-            .write_changed()
+            .write_changed(self.candidate.map(|candidate| candidate.contents.redo))
             .map_err(|source| ReplayError::File { at: self.dispatched, source })?;
         let written = self.workers.write_back().map_err(gone)?;
         let workers = self.workers.count();
         self.last_restart_point = Instant::now();
+        let origins = self.transactions.origins.clone();
         let checkpoint = self.candidate;
         self.restart_points
-            .begin(Job { written, workers, checkpoint, min_recovery_point })
+            .begin(Job { written, workers, origins, checkpoint, min_recovery_point })
             .map_err(gone)
     }
 }

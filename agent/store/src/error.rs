@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use walfmt::control::{ClusterState, ControlError};
 use walfmt::relation::PageId;
+use walfmt::replication_state::ReplicationStateError;
+use walfmt::two_phase::TwoPhaseError;
 use walfmt::{DecodeError, Lsn, RelFileLocator, Timeline};
 use walfmt_physical::RedoError;
 
@@ -102,6 +104,22 @@ pub enum OpenError {
         /// An entry of `pg_tblspc`.
         path: PathBuf,
     },
+    /// A file of `pg_twophase` is not what it can be.
+    #[error("{}: {source}", path.display())]
+    TwoPhase {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TwoPhaseError,
+    },
+    /// `pg_logical/replorigin_checkpoint` is not what it can be.
+    #[error("{}: {source}", path.display())]
+    Origins {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReplicationStateError,
+    },
     /// The cluster has a setting that cannot be replayed.
     #[error("pg_control: {0}")]
     Refused(Refusal),
@@ -119,9 +137,6 @@ pub enum Refusal {
     /// Changes to relations created in the same transaction may be missing from the WAL.
     #[error("wal_level is minimal: the WAL does not hold all changes")]
     WalLevelMinimal,
-    /// `pg_commit_ts` is not replayed.
-    #[error("track_commit_timestamp is on: commit timestamps are not supported")]
-    CommitTimestamps,
     /// Timelines are not followed.
     #[error("a new timeline begins, {to} after {from}: timelines are not followed yet")]
     Timeline {

@@ -148,6 +148,26 @@ impl Layout {
         self.disk.rename(from, to)
     }
 
+    /// Replaces all bytes of a file, at once: after a crash they are the old ones or the new ones.
+    /// The new ones are durable; that they are this file's is after the next sync of its directory
+    /// or file system.
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+        let new_path = replacement(path);
+        let file = self.open_or_create(&new_path)?;
+        file.set_len(0)?;
+        file.write_at(0, bytes)?;
+        file.sync()?;
+        self.rename(&new_path, path)
+    }
+
+    /// Removes what an interrupted [`replace`](Self::replace) left, given the name of the file or
+    /// that of what is left.
+    pub(crate) fn remove_replacement(&self, path: &Path) -> Result<(), FileError> {
+        let is_replacement = path.extension().is_some_and(|end| end == REPLACEMENT_END);
+        let left = if is_replacement { path.to_owned() } else { replacement(path) };
+        self.remove_file(&left).map(drop)
+    }
+
     /// Removes a file; whether it was there.
     pub(crate) fn remove_file(&self, path: &Path) -> Result<bool, FileError> {
         Ok(found(self.disk.remove(path))?.is_some())
@@ -194,6 +214,13 @@ impl fmt::Debug for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Layout({})", self.root.display())
     }
+}
+
+/// How the names of files end that will replace others.
+const REPLACEMENT_END: &str = "walferry";
+
+fn replacement(path: &Path) -> PathBuf {
+    path.with_added_extension(REPLACEMENT_END)
 }
 
 /// All bytes of a file.

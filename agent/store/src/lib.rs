@@ -9,7 +9,7 @@
 //!                        ┌── tasks ──► worker 0 ── pages it owns ──┐
 //!  replay(record) ─► dispatcher ─────► worker 1 ── pages it owns ──┼─► relation files
 //!                        │            ...                          ┘
-//!                        ├── pg_xact, file actions, counters, control file fields
+//!                        ├── transactions, file actions, counters, control file fields
 //!                        └── restart point ─► marker through all workers ─► sync thread ─► pg_control
 //! ```
 //!
@@ -28,6 +28,7 @@
 mod batch;
 mod cache;
 mod cleanup;
+mod commit_times;
 mod control;
 mod counters;
 pub mod disk;
@@ -37,6 +38,8 @@ mod files;
 mod invalid_pages;
 mod layout;
 mod lock;
+mod multixact;
+mod origins;
 mod prepare;
 mod relations;
 mod restart_point;
@@ -45,6 +48,9 @@ mod slru;
 mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod transaction_log;
+mod transactions;
+mod two_phase;
 mod worker;
 mod workers;
 mod writeback;

@@ -24,8 +24,6 @@ pub(crate) fn refusal(control: &ControlFile) -> Option<Refusal> {
         Some(Refusal::FullPageWritesOff)
     } else if control.wal_level == WalLevel::Minimal as i32 {
         Some(Refusal::WalLevelMinimal)
-    } else if control.track_commit_timestamp {
-        Some(Refusal::CommitTimestamps)
     } else {
         None
     }

@@ -1,9 +1,9 @@
 //! Restart points: from where replay begins again after a stop.
 //!
 //! ```text
-//! dispatcher   checkpoint record ─► pg_xact written ─► marker to all workers ─► next record ...
+//! dispatcher   checkpoint record ─► transactions written ─► marker to all workers ─► next record ...
 //! workers                                    each writes what was changed at its marker
-//! sync thread                                  all have answered ─► sync ─► pg_control
+//! sync thread                       all have answered ─► origins written ─► sync ─► pg_control
 //! ```
 //!
 //! Replay does not wait for any of it. Pages may be written with later changes than the marker's:
@@ -26,6 +26,7 @@ use crate::control;
 use crate::disk::FileSystem;
 use crate::error::FileError;
 use crate::layout::Layout;
+use crate::origins::Origins;
 use crate::shared::{Failure, Shared};
 use crate::workers::ThreadGone;
 
@@ -45,6 +46,8 @@ pub(crate) struct Job {
     /// One answer of each worker.
     pub(crate) written: Receiver<bool>,
     pub(crate) workers: usize,
+    /// The replication origins, to be written.
+    pub(crate) origins: Origins,
     /// The checkpoint for the control file, if there is a new one.
     pub(crate) checkpoint: Option<RestartPoint>,
     /// The control file's minimum recovery point, if it is to be raised.
@@ -144,7 +147,11 @@ impl SyncThread {
                 return;
             }
         }
-        let finished = self.file_systems.sync().and_then(|()| self.update_control(job));
+        let finished = job
+            .origins
+            .write(&self.layout)
+            .and_then(|()| self.file_systems.sync())
+            .and_then(|()| self.update_control(job));
         if let Err(error) = finished {
             self.shared.fail(Failure::Sync(error));
         }
@@ -199,12 +206,14 @@ pub(crate) fn end_backup(control: &mut ControlFile, end: Lsn) {
 /// then at the next sync.
 pub(crate) struct FileSystems(Vec<Box<dyn FileSystem>>);
 
+/// The directories that may be mounts of their own; the first is the data directory itself.
+const DIRECTORIES: [&str; 8] =
+    ["", "base", "global", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_twophase", "pg_logical"];
+
 impl FileSystems {
     pub(crate) fn open(layout: &Layout) -> Result<Self, FileError> {
         let mut open: Vec<Box<dyn FileSystem>> = Vec::new();
-        for path in
-            [layout.root().to_owned(), layout.at("base"), layout.at("global"), layout.at("pg_xact")]
-        {
+        for path in DIRECTORIES.map(|name| layout.at(name)) {
             let found = layout.file_system(&path)?;
             if open.iter().all(|known| known.device() != found.device()) {
                 open.push(found);

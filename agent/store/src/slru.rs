@@ -1,38 +1,35 @@
-//! `pg_xact`: two bits for each transaction, in the dispatcher's hands.
-//!
-//! ```text
-//! page:     4 transactions per byte, the first in the lowest two bits; 32,768 per page
-//! segment:  32 pages, 256 kB, named by its number with at least 4 hexadecimal digits
-//! status:   0 in progress, 1 committed, 2 aborted, 3 subtransaction committed
-//! ```
+//! An SLRU on disk and in memory: pages of small entries, in segments of 32 pages, of which the
+//! oldest go as time passes. It is in the dispatcher's hands.
 //!
 //! Pages carry no LSN and no checksum, and redo has no guard here: replaying again from a restart
 //! point rewinds and redoes. A page that no file holds reads as zeros, as in a server's recovery:
 //! its segment may have been removed by a later record that was replayed before.
 //!
-//! Rules: `src/backend/access/transam/clog.c`, `src/backend/access/transam/slru.c`.
+//! What lies where is in [`walfmt::slru`]. Rules: `src/backend/access/transam/slru.c`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use walfmt::TransactionId;
 use walfmt::relation::BLOCK_SIZE;
-use walfmt_physical::{Page, TransactionStatus};
+use walfmt::slru::{
+    PAGES_PER_SEGMENT, SlruKind, offset_in_segment, segment_file_name, segment_number,
+    segment_of_page,
+};
+use walfmt_physical::Page;
 
-use crate::disk::Entry;
+use crate::disk::{DiskFile, Entry};
 use crate::error::FileError;
 use crate::layout::Layout;
 
-const XACTS_PER_BYTE: u32 = 4;
-const XACTS_PER_PAGE: u32 = XACTS_PER_BYTE * BLOCK_SIZE as u32;
-const PAGES_PER_SEGMENT: u32 = 32;
-
-/// Pages kept in memory: 1 MB, four million transactions.
+/// Pages kept in memory: 1 MB.
 const CACHED_PAGES_MAX: usize = 128;
 
-pub(crate) struct TransactionLog {
+pub(crate) struct Slru {
     layout: Layout,
-    pages: HashMap<u32, CachedPage, foldhash::fast::RandomState>,
+    kind: &'static SlruKind,
+    /// The newest page (`latest_page_number`): it is never removed.
+    latest_page: u64,
+    pages: HashMap<u64, CachedPage, foldhash::fast::RandomState>,
 }
 
 struct CachedPage {
@@ -40,52 +37,78 @@ struct CachedPage {
     changed: bool,
 }
 
-impl TransactionLog {
-    pub(crate) fn new(layout: Layout) -> Self {
-        Self { layout, pages: HashMap::default() }
+impl Slru {
+    /// The SLRU of a cluster whose next entry is on `latest_page`.
+    pub(crate) fn new(layout: Layout, kind: &'static SlruKind, latest_page: u64) -> Self {
+        Self { layout, kind, latest_page, pages: HashMap::default() }
     }
 
-    pub(crate) fn set_status(
-        &mut self,
-        xid: TransactionId,
-        status: TransactionStatus,
-    ) -> Result<(), FileError> {
-        let bits = match status {
-            TransactionStatus::Committed => 1,
-            TransactionStatus::Aborted => 2,
-        };
-        let page = self.page(xid.0 / XACTS_PER_PAGE)?;
-        let byte = &mut page.bytes[(xid.0 % XACTS_PER_PAGE / XACTS_PER_BYTE) as usize];
-        let shift = 2 * (xid.0 % XACTS_PER_BYTE);
-        *byte = *byte & !(0b11 << shift) | bits << shift;
-        // Also when the bits are there already: after a failed sync they may be in the kernel's
-        // cache only, and no page image will ever bring them again.
+    pub(crate) const fn set_latest_page(&mut self, page: u64) {
+        self.latest_page = page;
+    }
+
+    /// A page as it is.
+    pub(crate) fn page(&mut self, number: u64) -> Result<&Page, FileError> {
+        self.cached(number).map(|page| &*page.bytes)
+    }
+
+    /// A page to be changed.
+    ///
+    /// It counts as changed even if its bytes are what they should be already: after a failed sync
+    /// they may be in the kernel's cache only, and no page image will ever bring them again.
+    pub(crate) fn change_page(&mut self, number: u64) -> Result<&mut Page, FileError> {
+        let page = self.cached(number)?;
         page.changed = true;
-        Ok(())
+        Ok(&mut page.bytes)
     }
 
-    /// Makes a page zeros. Page numbers beyond the range of transaction ids do not exist.
+    /// Makes a page zeros, and the newest one.
     pub(crate) fn zero_page(&mut self, number: u64) -> Result<(), FileError> {
-        let Ok(number) = u32::try_from(number) else { return Ok(()) };
         self.make_room()?;
         let zeros = CachedPage { bytes: Box::new([0; BLOCK_SIZE]), changed: true };
         self.pages.insert(number, zeros);
+        self.latest_page = number;
         Ok(())
     }
 
-    /// Removes the segments wholly before the one that `page` is in.
-    pub(crate) fn truncate(&mut self, page: u64) -> Result<(), FileError> {
-        let Ok(page) = u32::try_from(page) else { return Ok(()) };
-        let cutoff = page - page % PAGES_PER_SEGMENT;
-        let precedes_cutoff = |segment: u32| {
-            let first = segment.saturating_mul(PAGES_PER_SEGMENT);
-            page_precedes(first, cutoff)
-                && page_precedes(first.saturating_add(PAGES_PER_SEGMENT - 1), cutoff)
-        };
-        self.pages.retain(|number, _| !precedes_cutoff(number / PAGES_PER_SEGMENT));
-        let directory = self.layout.at("pg_xact");
+    /// Whether a file holds the page (`SimpleLruDoesPhysicalPageExist`), or will at the next write.
+    pub(crate) fn page_exists(&self, number: u64) -> Result<bool, FileError> {
+        if self.pages.get(&number).is_some_and(|page| page.changed) {
+            return Ok(true);
+        }
+        let metadata = self.layout.metadata(&self.segment_path(segment_of_page(number)))?;
+        let end = offset_in_segment(number) + BLOCK_SIZE as u64;
+        Ok(metadata.is_some_and(|file| file.length >= end))
+    }
+
+    /// Removes the segments wholly before the one that `cutoff` is in, unless the newest page would
+    /// go too (`SimpleLruTruncate`).
+    pub(crate) fn truncate(&mut self, cutoff: u64) -> Result<(), FileError> {
+        let precedes = self.kind.page_precedes;
+        if precedes(self.latest_page, cutoff) {
+            tracing::warn!(
+                directory = self.kind.directory,
+                cutoff,
+                latest = self.latest_page,
+                "not truncated: apparent wraparound"
+            );
+            return Ok(());
+        }
+        self.remove_segments(|segment| {
+            let first = segment * PAGES_PER_SEGMENT;
+            precedes(first, cutoff) && precedes(first + PAGES_PER_SEGMENT - 1, cutoff)
+        })
+    }
+
+    /// Removes the segments for which `doomed` holds, in memory and on disk.
+    pub(crate) fn remove_segments(
+        &mut self,
+        doomed: impl Fn(u64) -> bool,
+    ) -> Result<(), FileError> {
+        self.pages.retain(|number, _| !doomed(segment_of_page(*number)));
+        let directory = self.layout.at(self.kind.directory);
         for Entry { name, .. } in self.layout.list(&directory)? {
-            if segment_number(&name).is_some_and(precedes_cutoff) {
+            if segment_number(&name).is_some_and(&doomed) {
                 self.layout.remove_file(&directory.join(name))?;
             }
         }
@@ -94,17 +117,31 @@ impl TransactionLog {
 
     /// Writes what was changed. It is durable after the next sync.
     pub(crate) fn write_changed(&mut self) -> Result<(), FileError> {
-        let layout = &self.layout;
-        for (number, page) in self.pages.iter_mut().filter(|(_, page)| page.changed) {
-            let path = segment_path(layout, number / PAGES_PER_SEGMENT);
-            let file = layout.open_or_create(&path)?;
-            file.write_at(offset_in_segment(*number), &page.bytes[..])?;
-            page.changed = false;
+        let mut changed: Vec<u64> = self
+            .pages
+            .iter()
+            .filter_map(|(number, page)| page.changed.then_some(*number))
+            .collect();
+        changed.sort_unstable();
+        let mut open: Option<(u64, Box<dyn DiskFile>)> = None;
+        for number in changed {
+            let segment = segment_of_page(number);
+            let file = match &open {
+                Some((opened, file)) if *opened == segment => file,
+                _ => {
+                    let file = self.layout.open_or_create(&self.segment_path(segment))?;
+                    &open.insert((segment, file)).1
+                }
+            };
+            if let Some(page) = self.pages.get_mut(&number) {
+                file.write_at(offset_in_segment(number), &page.bytes[..])?;
+                page.changed = false;
+            }
         }
         Ok(())
     }
 
-    fn page(&mut self, number: u32) -> Result<&mut CachedPage, FileError> {
+    fn cached(&mut self, number: u64) -> Result<&mut CachedPage, FileError> {
         if !self.pages.contains_key(&number) {
             self.make_room()?;
             let page = self.read(number)?;
@@ -113,8 +150,8 @@ impl TransactionLog {
         Ok(self.pages.get_mut(&number).expect("was inserted above"))
     }
 
-    /// Transactions are near each other: a full table is emptied rather than searched for its
-    /// coldest page.
+    /// Entries that are used are near each other: a full table is emptied rather than searched for
+    /// its coldest page.
     fn make_room(&mut self) -> Result<(), FileError> {
         if self.pages.len() >= CACHED_PAGES_MAX {
             self.write_changed()?;
@@ -123,90 +160,75 @@ impl TransactionLog {
         Ok(())
     }
 
-    fn read(&self, number: u32) -> Result<CachedPage, FileError> {
+    fn read(&self, number: u64) -> Result<CachedPage, FileError> {
         let mut bytes: Box<Page> = Box::new([0; BLOCK_SIZE]);
-        let path = segment_path(&self.layout, number / PAGES_PER_SEGMENT);
+        let path = self.segment_path(segment_of_page(number));
         if let Some(file) = self.layout.open_existing(&path)? {
             file.read_at(offset_in_segment(number), &mut bytes[..])?;
         }
         Ok(CachedPage { bytes, changed: false })
     }
-}
 
-fn segment_path(layout: &Layout, number: u32) -> PathBuf {
-    layout.at(&format!("pg_xact/{number:04X}"))
-}
-
-fn segment_number(name: &str) -> Option<u32> {
-    let digits = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
-    ((4..=6).contains(&name.len()) && name.bytes().all(digits))
-        .then(|| u32::from_str_radix(name, 16).ok())
-        .flatten()
-}
-
-const fn offset_in_segment(page: u32) -> u64 {
-    (page % PAGES_PER_SEGMENT) as u64 * BLOCK_SIZE as u64
-}
-
-/// Whether all transactions of one page are older than those of another (`CLOGPagePrecedes`).
-const fn page_precedes(a: u32, b: u32) -> bool {
-    let first = TransactionId::FIRST_NORMAL.0 + 1;
-    let a = TransactionId(a.wrapping_mul(XACTS_PER_PAGE).wrapping_add(first));
-    let b = b.wrapping_mul(XACTS_PER_PAGE).wrapping_add(first);
-    a.precedes(TransactionId(b)) && a.precedes(TransactionId(b.wrapping_add(XACTS_PER_PAGE - 1)))
+    fn segment_path(&self, segment: u64) -> PathBuf {
+        self.layout.at(&format!("{}/{}", self.kind.directory, segment_file_name(segment)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use walfmt::slru::{CLOG, MULTIXACT_MEMBERS};
+
     use super::*;
 
-    fn log(directory: &tempfile::TempDir) -> TransactionLog {
-        std::fs::create_dir_all(directory.path().join("pg_xact")).unwrap();
-        TransactionLog::new(Layout::new(directory.path()).unwrap())
+    fn slru(directory: &tempfile::TempDir, kind: &'static SlruKind) -> Slru {
+        std::fs::create_dir_all(directory.path().join(kind.directory)).unwrap();
+        Slru::new(Layout::new(directory.path()).unwrap(), kind, 0)
+    }
+
+    fn segments(directory: &tempfile::TempDir, kind: &SlruKind) -> Vec<String> {
+        let entries = std::fs::read_dir(directory.path().join(kind.directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
     }
 
     #[test]
-    fn status_bits_are_where_a_server_looks_for_them() {
+    fn pages_are_in_their_segments() {
         let directory = tempfile::tempdir().unwrap();
-        let mut log = log(&directory);
-        log.set_status(TransactionId(5), TransactionStatus::Committed).unwrap();
-        log.set_status(TransactionId(6), TransactionStatus::Aborted).unwrap();
-        log.set_status(TransactionId(32 * 32768 + 1), TransactionStatus::Committed).unwrap();
+        let mut log = slru(&directory, &CLOG);
+        log.change_page(33).unwrap()[7] = 1;
+        assert!(log.page_exists(33).unwrap() && !log.page_exists(34).unwrap());
         log.write_changed().unwrap();
-        let first = std::fs::read(directory.path().join("pg_xact/0000")).unwrap();
-        assert_eq!(first.len(), 8192);
-        assert_eq!(first[1], 0b0010_0100);
-        let second = std::fs::read(directory.path().join("pg_xact/0001")).unwrap();
-        assert_eq!((second.len(), second[0]), (8192, 0b0000_0100));
+        assert!(log.page_exists(33).unwrap() && log.page_exists(32).unwrap());
+        let file = std::fs::read(directory.path().join("pg_xact/0001")).unwrap();
+        assert_eq!((file.len(), file[8192 + 7]), (2 * 8192, 1));
 
-        // Read back from the files, and turned around.
-        let mut log = TransactionLog::new(Layout::new(directory.path()).unwrap());
-        log.set_status(TransactionId(5), TransactionStatus::Aborted).unwrap();
-        log.zero_page(2).unwrap();
+        let mut log = slru(&directory, &CLOG);
+        assert_eq!(log.page(33).unwrap()[7], 1);
+        log.zero_page(33).unwrap();
         log.write_changed().unwrap();
-        let first = std::fs::read(directory.path().join("pg_xact/0000")).unwrap();
-        assert_eq!((first.len(), first[1]), (3 * 8192, 0b0010_1000));
+        let file = std::fs::read(directory.path().join("pg_xact/0001")).unwrap();
+        assert_eq!(file, [0; 2 * 8192]);
     }
 
     #[test]
     fn more_pages_than_memory_holds() {
         let directory = tempfile::tempdir().unwrap();
-        let mut log = log(&directory);
-        let xids = (0..300).map(|page| TransactionId(page * XACTS_PER_PAGE + 8));
-        for xid in xids.clone() {
-            log.set_status(xid, TransactionStatus::Committed).unwrap();
+        let mut log = slru(&directory, &CLOG);
+        for number in 0..300 {
+            log.change_page(number).unwrap()[2] = number as u8;
         }
         assert!(log.pages.len() <= CACHED_PAGES_MAX);
-        for xid in xids {
-            let page = log.page(xid.0 / XACTS_PER_PAGE).unwrap();
-            assert_eq!(page.bytes[2], 1, "{xid}");
+        for number in 0..300 {
+            assert_eq!(log.page(number).unwrap()[2], number as u8);
         }
     }
 
     #[test]
     fn truncation_removes_older_segments_only() {
         let directory = tempfile::tempdir().unwrap();
-        let mut log = log(&directory);
+        let mut log = slru(&directory, &CLOG);
         for segment in 0..4 {
             log.zero_page(segment * 32).unwrap();
         }
@@ -214,15 +236,25 @@ mod tests {
         std::fs::write(directory.path().join("pg_xact/note"), "not a segment").unwrap();
         log.truncate(2 * 32 + 5).unwrap();
         log.write_changed().unwrap();
-        let entries = std::fs::read_dir(directory.path().join("pg_xact")).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["0002", "0003", "note"]);
+        assert_eq!(segments(&directory, &CLOG), ["0002", "0003", "note"]);
+        // Everything would go: a server takes that for a wraparound.
+        log.truncate(5 * 32).unwrap();
+        assert_eq!(segments(&directory, &CLOG), ["0002", "0003", "note"]);
+        log.set_latest_page(5 * 32);
+        log.truncate(5 * 32).unwrap();
+        assert_eq!(segments(&directory, &CLOG), ["note"]);
     }
 
     #[test]
-    fn pages_compare_modulo_the_range_of_transaction_ids() {
-        assert!(page_precedes(1, 2) && !page_precedes(2, 1) && !page_precedes(2, 2));
-        assert!(page_precedes(131_071, 0) && !page_precedes(0, 131_071));
+    fn segments_with_longer_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut members = slru(&directory, &MULTIXACT_MEMBERS);
+        members.zero_page(MULTIXACT_MEMBERS.page_max).unwrap();
+        members.write_changed().unwrap();
+        assert_eq!(segments(&directory, &MULTIXACT_MEMBERS), ["14078"]);
+        members.remove_segments(|segment| segment == 0x14078).unwrap();
+        assert!(segments(&directory, &MULTIXACT_MEMBERS).is_empty());
+        members.write_changed().unwrap();
+        assert!(segments(&directory, &MULTIXACT_MEMBERS).is_empty());
     }
 }

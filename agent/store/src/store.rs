@@ -25,6 +25,7 @@ use crate::prepare::{prepare, refusal};
 use crate::relations::Relations;
 use crate::restart_point::{FileSystems, RestartPoints, end_backup, raise_min_recovery_point};
 use crate::shared::Shared;
+use crate::transactions::Transactions;
 use crate::workers::{Workers, WorkersConfig};
 
 /// How a store is opened.
@@ -349,6 +350,7 @@ impl Store {
             version: control.version,
             hint_bits_are_logged: control.hint_bits_are_logged(),
         };
+        let transactions = Transactions::open(layout, &control)?;
         let count = config.workers.max(1);
         let shared = Arc::new(Shared::new(control.version, count, checkpoint.redo));
         let relations = Relations::new(layout.clone());
@@ -375,6 +377,7 @@ impl Store {
             workers,
             restart_points,
             relations,
+            transactions,
             context,
             checkpoint,
             restart_point_interval: config.restart_point_interval,

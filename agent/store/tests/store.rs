@@ -95,9 +95,6 @@ fn refuses_what_it_does_not_follow() {
     let timeline = |contents: &mut CheckPoint| contents.this_timeline = Timeline(2);
     let mut minimal = [0_u8; 28];
     minimal[20..24].copy_from_slice(&0_u32.to_le_bytes());
-    let mut commit_ts = [0_u8; 28];
-    commit_ts[20] = 1;
-    commit_ts[25] = 1;
     let altered = |change: &dyn Fn(&mut CheckPoint)| {
         let mut contents = checkpoint(START);
         change(&mut contents);
@@ -105,14 +102,13 @@ fn refuses_what_it_does_not_follow() {
     };
     let end_of_recovery = [[0; 8].as_slice(), &[2, 0, 0, 0, 1, 0, 0, 0]].concat();
     let new_timeline = Refusal::Timeline { from: Timeline(1), to: Timeline(2) };
-    let cases: [(u8, Vec<u8>, Option<Refusal>); 9] = [
+    let cases: [(u8, Vec<u8>, Option<Refusal>); 8] = [
         (xlog::FPW_CHANGE, vec![0], Some(Refusal::FullPageWritesOff)),
         (xlog::FPW_CHANGE, vec![1], None),
         (xlog::CHECKPOINT_ONLINE, altered(&off), Some(Refusal::FullPageWritesOff)),
         (xlog::CHECKPOINT_SHUTDOWN, altered(&timeline), Some(new_timeline)),
         (xlog::END_OF_RECOVERY, end_of_recovery, Some(new_timeline)),
         (xlog::PARAMETER_CHANGE, minimal.to_vec(), Some(Refusal::WalLevelMinimal)),
-        (xlog::PARAMETER_CHANGE, commit_ts.to_vec(), Some(Refusal::CommitTimestamps)),
         (xlog::NEXTOID, 24576_u32.to_le_bytes().to_vec(), None),
         (xlog::BACKUP_END, 1_u64.to_le_bytes().to_vec(), None),
     ];
@@ -471,10 +467,12 @@ fn refuses_directories_that_are_no_stores() {
         change_control(path, |control| control.check_point_copy.full_page_writes = false);
     });
     assert!(full_page_writes.contains("full_page_writes"), "{full_page_writes}");
-    let commit_ts = refused(&|path| {
-        change_control(path, |control| control.track_commit_timestamp = true);
+    let prepared = refused(&|path| std::fs::write(path.join("pg_twophase/000002BB"), "").unwrap());
+    assert!(prepared.contains("pg_twophase"), "{prepared}");
+    let origins = refused(&|path| {
+        std::fs::write(path.join("pg_logical/replorigin_checkpoint"), "").unwrap();
     });
-    assert!(commit_ts.contains("track_commit_timestamp"), "{commit_ts}");
+    assert!(origins.contains("replorigin_checkpoint"), "{origins}");
     let major = refused(&|path| std::fs::write(path.join("PG_VERSION"), "16\n").unwrap());
     assert!(major.contains("PG_VERSION"), "{major}");
     let label = refused(&|path| std::fs::write(path.join("backup_label"), "").unwrap());

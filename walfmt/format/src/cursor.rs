@@ -2,6 +2,7 @@
 //! left over.
 
 use crate::relation::RelFileLocator;
+use crate::version::Version;
 
 /// Reads little-endian values from the front of a byte slice.
 #[derive(Clone, Debug)]
@@ -121,6 +122,14 @@ impl<'a> Cursor<'a> {
             database: self.u32(field)?,
             relation: self.u32(field)?,
         })
+    }
+
+    /// The next number of an SLRU page, whose width differs between majors. As in C it has a sign.
+    pub fn slru_page(&mut self, version: &Version) -> Result<i64, CursorError> {
+        match version.slru_page_number_size {
+            8 => self.i64("pageno"),
+            _ => self.i32("pageno").map(i64::from),
+        }
     }
 
     /// Ends the reading: nothing may be left.

@@ -23,10 +23,12 @@ pub mod lsn;
 pub mod page;
 pub mod record;
 pub mod relation;
+pub mod replication_state;
 pub mod rmgr;
 pub mod segment;
 pub mod slru;
 pub mod stream;
+pub mod two_phase;
 pub mod version;
 pub mod wal_page;
 

@@ -60,3 +60,5 @@ macro_rules! corrupt_from {
 corrupt_from!(CursorError, ImageError, PageError);
 corrupt_from!(walfmt::rmgr::clog::ClogError, walfmt::rmgr::smgr::SmgrError);
 corrupt_from!(walfmt::rmgr::xlog::XlogError, walfmt::rmgr::generic::FragmentError);
+corrupt_from!(walfmt::rmgr::commit_ts::CommitTsError, walfmt::rmgr::multixact::MultiXactError);
+corrupt_from!(walfmt::rmgr::xact::PrepareError);

@@ -9,7 +9,10 @@ use walfmt::rmgr::xlog::Change;
 use walfmt::version::VERSIONS;
 use walfmt::{BLOCK_SIZE, BlockReference, Lsn, Record, TransactionId};
 
-use crate::{Page, PageAccess, PageChange, RedoContext, TransactionStatus, page};
+use crate::{
+    CommitTsChange, MultiXactChange, OriginChange, Page, PageAccess, PageChange, RedoContext,
+    TransactionStatus, page,
+};
 
 pub(crate) const XID: TransactionId = TransactionId(700);
 pub(crate) const END: Lsn = Lsn(0x1000);
@@ -113,6 +116,53 @@ impl PageAccess for Calls {
 
     fn truncate_clog(&mut self, page: u64) -> Result<(), Infallible> {
         self.0.push(format!("cut clog before {page}"));
+        Ok(())
+    }
+
+    fn change_multixacts(&mut self, change: &MultiXactChange<'_>) -> Result<(), Infallible> {
+        self.0.push(match change {
+            MultiXactChange::Create(create) => {
+                let members = create.members().map(|member| (member.xid, member.status));
+                let members: Vec<_> = members.collect();
+                format!("multixact {} at {}: {members:?}", create.multi, create.offset)
+            }
+            change => format!("multixacts {change:?}"),
+        });
+        Ok(())
+    }
+
+    fn change_commit_times(&mut self, change: &CommitTsChange) -> Result<(), Infallible> {
+        self.0.push(format!("commit times {change:?}"));
+        Ok(())
+    }
+
+    fn set_commit_time(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        time: i64,
+        origin: u16,
+    ) -> Result<(), Infallible> {
+        let xids: Vec<_> = xids.collect();
+        self.0.push(format!("committed at {time} by origin {origin}: {xids:?}"));
+        Ok(())
+    }
+
+    fn prepare_transaction(
+        &mut self,
+        record: &Record<'_>,
+        xid: TransactionId,
+    ) -> Result<bool, Infallible> {
+        self.0.push(format!("prepare {xid}, {} bytes", record.main_data.len()));
+        Ok(true)
+    }
+
+    fn finish_prepared(&mut self, xid: TransactionId) -> Result<(), Infallible> {
+        self.0.push(format!("finish prepared {xid}"));
+        Ok(())
+    }
+
+    fn change_origin(&mut self, change: &OriginChange) -> Result<(), Infallible> {
+        self.0.push(format!("origin {change:?}"));
         Ok(())
     }
 

@@ -22,6 +22,7 @@
 
 mod btree;
 mod clog;
+mod commit_ts;
 mod fault;
 #[cfg(test)]
 mod fixture;
@@ -29,9 +30,12 @@ pub mod freespace;
 mod generic;
 mod heap;
 mod heap2;
+mod logical_message;
 pub mod mask;
+mod multixact;
 pub mod page;
 mod redo;
+mod replication_origin;
 mod route;
 mod sequence;
 mod smgr;
@@ -39,8 +43,11 @@ pub mod visibilitymap;
 mod xact;
 mod xlog;
 
+pub use commit_ts::CommitTsChange;
 pub use freespace::free_space_page;
+pub use multixact::MultiXactChange;
 pub use redo::{page_need, redo_page};
+pub use replication_origin::OriginChange;
 pub use route::{RouteError, route};
 
 use walfmt::relation::{BlockNumber, PageId, RelFileLocator, RelFork};
@@ -166,6 +173,36 @@ pub trait PageAccess {
 
     /// Remove the segments of `pg_xact` wholly before this page.
     fn truncate_clog(&mut self, page: u64) -> Result<(), Self::Error>;
+
+    /// Change `pg_multixact`.
+    fn change_multixacts(&mut self, change: &MultiXactChange<'_>) -> Result<(), Self::Error>;
+
+    /// Change the pages of `pg_commit_ts`.
+    fn change_commit_times(&mut self, change: &CommitTsChange) -> Result<(), Self::Error>;
+
+    /// Write when these transactions (one and its subtransactions, in the record's order)
+    /// committed into `pg_commit_ts`, if it is kept. `time` is in microseconds since 2000-01-01
+    /// UTC, `origin` the replication origin they come from, or 0.
+    fn set_commit_time(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        time: i64,
+        origin: u16,
+    ) -> Result<(), Self::Error>;
+
+    /// `xid` is prepared; main data of the record are its state, to be kept until it
+    /// [ends](Self::finish_prepared). Gives `false` if it is known already, from its file.
+    fn prepare_transaction(
+        &mut self,
+        record: &Record<'_>,
+        xid: TransactionId,
+    ) -> Result<bool, Self::Error>;
+
+    /// A prepared transaction has ended: its state is not needed any more. There may be none.
+    fn finish_prepared(&mut self, xid: TransactionId) -> Result<(), Self::Error>;
+
+    /// Change the progress of a replication origin.
+    fn change_origin(&mut self, change: &OriginChange) -> Result<(), Self::Error>;
 
     /// The record's transaction id (and those it lists) have been given out.
     fn advance_next_xid(&mut self, xid: TransactionId) -> Result<(), Self::Error>;

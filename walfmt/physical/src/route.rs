@@ -8,12 +8,10 @@ use walfmt::rmgr::xlog::{self as xlog_records, Change};
 use crate::fault::Fault;
 use crate::heap::Clears;
 use crate::{
-    PageAccess, PageChange, RedoContext, RedoError, btree, clog, generic, heap, heap2, sequence,
-    smgr, visibilitymap, xact, xlog,
+    CommitTsChange, MultiXactChange, OriginChange, PageAccess, PageChange, RedoContext, RedoError,
+    btree, clog, commit_ts, generic, heap, heap2, logical_message, multixact, replication_origin,
+    sequence, smgr, visibilitymap, xact, xlog,
 };
-
-/// Messages for logical decoding; nothing on disk.
-const LOGICAL_MESSAGE: RmgrId = RmgrId(21);
 
 /// Why a record had not all of its effects.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +45,18 @@ pub fn route<A: PageAccess>(
 enum Effect<'a> {
     /// Nothing.
     None,
-    Transaction(xact::Ended<'a>),
+    Transaction(xact::TransactionChange<'a>),
     Files(smgr::FileChange),
     Clog(clog::ClogChange),
+    MultiXact(MultiXactChange<'a>),
+    CommitTs(CommitTsChange),
+    Origin(OriginChange),
     Server(Change),
 }
 
 impl<'a> Effect<'a> {
     /// Checks that the record can be replayed and reads its effect.
     fn read(record: &Record<'a>, context: &RedoContext) -> Result<Self, Fault> {
-        if record.origin != 0 {
-            return Err(Fault::Unsupported("progress of a replication origin"));
-        }
         let effect = match record.header.rmgr {
             RmgrId::XLOG => return Ok(xlog::read(record)?.map_or(Self::None, Self::Server)),
             RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
@@ -69,7 +67,13 @@ impl<'a> Effect<'a> {
             RmgrId::XACT => xact::read(record, context)?.map_or(Self::None, Self::Transaction),
             RmgrId::SMGR => Self::Files(smgr::read(record)?),
             RmgrId::CLOG => Self::Clog(clog::read(record, context)?),
-            RmgrId::STANDBY | LOGICAL_MESSAGE => Self::None,
+            RmgrId::MULTIXACT => Self::MultiXact(multixact::read(record, context)?),
+            RmgrId::COMMIT_TS => Self::CommitTs(commit_ts::read(record, context)?),
+            RmgrId::REPLICATION_ORIGIN => {
+                replication_origin::read(record)?.map_or(Self::None, Self::Origin)
+            }
+            RmgrId::LOGICAL_MESSAGE => logical_message::check(record).map(|()| Self::None)?,
+            RmgrId::STANDBY => Self::None,
             _ => return Err(Fault::Unsupported("records of this resource manager")),
         };
         match record.blocks.first() {
@@ -112,17 +116,25 @@ fn apply<A: PageAccess>(
     }
     match effect {
         Effect::None => Ok(()),
-        Effect::Transaction(ended) => ended.apply(record, access),
+        Effect::Transaction(change) => change.apply(record, access),
         Effect::Files(change) => change.apply(record, access),
         Effect::Clog(change) => change.apply(access),
+        Effect::MultiXact(change) => multixact::apply(change, record, access),
+        Effect::CommitTs(change) => access.change_commit_times(change),
+        Effect::Origin(change) => access.change_origin(change),
         Effect::Server(change) => access.server_state(record, change),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use walfmt::TransactionId;
+    use walfmt::bytes::put;
     use walfmt::relation::ForkNumber;
-    use walfmt::rmgr::{clog, heap, heap2, sequence, smgr, xact};
+    use walfmt::rmgr::{
+        clog, commit_ts as commit_times, heap, heap2, multixact as multixacts,
+        replication_origin as replication_origins, sequence, smgr, xact,
+    };
 
     use super::*;
     use crate::fixture::{Calls, block, context, page_id, record};
@@ -197,12 +209,88 @@ mod tests {
         main.extend([1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
         assert_eq!(
             calls(&record(RmgrId::XACT, xact::COMMIT | xact::HAS_INFO, &main, &[])),
-            ["xid 700", "xid 702", "Committed [700, 701, 702]", "drop [1/2/3]"]
+            [
+                "xid 700",
+                "xid 702",
+                "committed at 0 by origin 0: [700, 701, 702]",
+                "Committed [700, 701, 702]",
+                "drop [1/2/3]",
+            ]
         );
         assert_eq!(
             calls(&record(RmgrId::XACT, xact::ABORT, &[0; 8], &[])),
             ["xid 700", "Aborted [700]"]
         );
+    }
+
+    #[test]
+    fn a_prepared_transaction_waits_for_its_end() {
+        let mut state = vec![0; 80];
+        for (offset, word) in [(0, xact::TWO_PHASE_MAGIC), (4, 84), (8, 700), (56, 0x77)] {
+            put(&mut state, offset, word.to_le_bytes());
+        }
+        let mut prepare = record(RmgrId::XACT, xact::PREPARE, &state, &[]);
+        assert_eq!(calls(&prepare), ["xid 700", "prepare 700, 80 bytes"]);
+        prepare.origin = 3;
+        let progress = "origin Advance { origin: 3, remote_lsn: 0/77, force: false }";
+        assert_eq!(calls(&prepare)[2], progress);
+
+        let mut main = vec![9, 0, 0, 0, 0, 0, 0, 0];
+        main.extend((xact::xinfo::TWOPHASE | xact::xinfo::ORIGIN).to_le_bytes());
+        main.extend(690_u32.to_le_bytes());
+        main.extend([0x78, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);
+        let mut commit = record(RmgrId::XACT, xact::COMMIT_PREPARED | xact::HAS_INFO, &main, &[]);
+        commit.header.xid = TransactionId::INVALID;
+        commit.origin = 3;
+        assert_eq!(
+            calls(&commit),
+            [
+                "xid 690",
+                "committed at 5 by origin 3: [690]",
+                "Committed [690]",
+                "origin Advance { origin: 3, remote_lsn: 0/78, force: false }",
+                "finish prepared 690",
+            ]
+        );
+        commit.header.info = xact::ABORT_PREPARED | xact::HAS_INFO;
+        commit.origin = replication_origins::DO_NOT_REPLICATE;
+        assert_eq!(calls(&commit), ["xid 690", "Aborted [690]", "finish prepared 690"]);
+        commit.origin = replication_origins::NO_ORIGIN;
+        assert!(refusal(&commit).contains("replication origin 0"));
+        let nameless = record(RmgrId::XACT, xact::COMMIT_PREPARED, &[0; 8], &[]);
+        assert!(refusal(&nameless).contains("which prepared transaction"));
+    }
+
+    #[test]
+    fn multixacts_move_the_next_transaction_id() {
+        let mut main = Vec::new();
+        for word in [5_u32, 9, 2, 698, 0, 705, 4] {
+            main.extend(word.to_le_bytes());
+        }
+        let create = record(RmgrId::MULTIXACT, multixacts::CREATE_ID, &main, &[]);
+        assert_eq!(
+            calls(&create),
+            ["xid 700", "multixact 5 at 9: [(698, 0), (705, 4)]", "xid 705"]
+        );
+        let page = record(RmgrId::MULTIXACT, multixacts::ZERO_MEM_PAGE, &[2, 0, 0, 0], &[]);
+        assert_eq!(calls(&page)[1..], ["multixacts ZeroMembersPage(2)"]);
+        let unknown = record(RmgrId::MULTIXACT, 0x40, &main, &[]);
+        assert!(refusal(&unknown).contains("no opcode 0x40"));
+    }
+
+    #[test]
+    fn commit_times_origins_and_messages() {
+        let zero = record(RmgrId::COMMIT_TS, commit_times::ZEROPAGE, &[2, 0, 0, 0], &[]);
+        assert_eq!(calls(&zero)[1..], ["commit times ZeroPage(2)"]);
+        let main = [0x77, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1, 0, 0, 0, 0, 0];
+        let mut set = record(RmgrId::REPLICATION_ORIGIN, replication_origins::SET, &main, &[]);
+        set.header.xid = TransactionId::INVALID;
+        let progress = "origin Advance { origin: 3, remote_lsn: 0/77, force: true }";
+        assert_eq!(calls(&set), [progress]);
+        let drop = record(RmgrId::REPLICATION_ORIGIN, replication_origins::DROP, &[3, 0], &[]);
+        assert_eq!(calls(&drop)[1..], ["origin Drop { origin: 3 }"]);
+        assert_eq!(calls(&record(RmgrId::LOGICAL_MESSAGE, 0, &[0; 24], &[])), ["xid 700"]);
+        assert!(refusal(&record(RmgrId::LOGICAL_MESSAGE, 0, &[0; 23], &[])).contains("needs"));
     }
 
     #[test]
@@ -248,20 +336,12 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_has_no_effect_at_all() {
-        let prepare = record(RmgrId::XACT, xact::PREPARE, &[], &[]);
-        assert!(refusal(&prepare).contains("prepared transactions"));
-        let mut main = [0; 28];
-        main[8..12].copy_from_slice(&xact::xinfo::ORIGIN.to_le_bytes());
-        let origin = record(RmgrId::XACT, xact::COMMIT | xact::HAS_INFO, &main, &[]);
-        assert!(refusal(&origin).contains("replication origin"));
         let rewrite = record(RmgrId::HEAP2, heap2::REWRITE, &[], &[]);
         assert!(refusal(&rewrite).contains("mapping files"));
-        let known = [8, 9, 10, 11, 15, 20];
-        for rmgr in (4..=20).filter(|rmgr| !known.contains(rmgr)).chain([128, 255]) {
+        for rmgr in [4, 5, 7, 12, 13, 14, 16, 17, 128, 255] {
             let record = record(RmgrId(rmgr), 0, &[], &[]);
             assert!(refusal(&record).contains("this resource manager"), "{rmgr}");
         }
-        assert_eq!(calls(&record(LOGICAL_MESSAGE, 0, &[], &[])), ["xid 700"]);
     }
 
     #[test]

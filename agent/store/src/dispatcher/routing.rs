@@ -5,7 +5,10 @@ use std::sync::PoisonError;
 use walfmt::relation::{BlockNumber, PageId, RelFork};
 use walfmt::rmgr::xlog::{Change, CheckPoint, ParameterChange, WalLevel};
 use walfmt::{ForkNumber, Lsn, RawRecord, Record, RelFileLocator, TransactionId};
-use walfmt_physical::{PageAccess, PageChange, PageNeed, TransactionStatus, page_need};
+use walfmt_physical::{
+    CommitTsChange, MultiXactChange, OriginChange, PageAccess, PageChange, PageNeed,
+    TransactionStatus, page_need,
+};
 
 use crate::batch::Task;
 use crate::dispatcher::Dispatcher;
@@ -125,9 +128,6 @@ impl Routing<'_> {
         if new.wal_level == WalLevel::Minimal {
             return Err(self.refused(Refusal::WalLevelMinimal));
         }
-        if new.track_commit_timestamp {
-            return Err(self.refused(Refusal::CommitTimestamps));
-        }
         // Records before this one are redone by the rules in force before.
         self.before_file_action()?;
         let dispatcher = &mut *self.dispatcher;
@@ -141,7 +141,11 @@ impl Routing<'_> {
         control.wal_log_hints = new.wal_log_hints;
         control.track_commit_timestamp = new.track_commit_timestamp;
         dispatcher.context.hint_bits_are_logged = control.hint_bits_are_logged();
-        Ok(())
+        drop(control);
+        let next_xid = TransactionId(dispatcher.counters.next_xid as u32);
+        let kept = dispatcher.transactions.commit_times.keep(new.track_commit_timestamp, next_xid);
+        dispatcher.counters.keep_commit_times(new.track_commit_timestamp);
+        kept.map_err(self.file_error())
     }
 
     /// The end of the backup that the store comes from, or of another one, which is no matter.
@@ -237,17 +241,69 @@ impl PageAccess for Routing<'_> {
         status: TransactionStatus,
     ) -> Result<(), ReplayError> {
         for xid in xids {
-            self.dispatcher.transactions.set_status(xid, status).map_err(self.file_error())?;
+            self.dispatcher.transactions.log.set_status(xid, status).map_err(self.file_error())?;
         }
         Ok(())
     }
 
     fn zero_clog_page(&mut self, page: u64) -> Result<(), ReplayError> {
-        self.dispatcher.transactions.zero_page(page).map_err(self.file_error())
+        self.dispatcher.transactions.log.zero_page(page).map_err(self.file_error())
     }
 
     fn truncate_clog(&mut self, page: u64) -> Result<(), ReplayError> {
-        self.dispatcher.transactions.truncate(page).map_err(self.file_error())
+        self.dispatcher.transactions.log.truncate(page).map_err(self.file_error())
+    }
+
+    fn change_multixacts(&mut self, change: &MultiXactChange<'_>) -> Result<(), ReplayError> {
+        let counters = &mut self.dispatcher.counters;
+        match change {
+            MultiXactChange::Create(create) => {
+                counters.advance_past_multi(create.multi, create.end_offset());
+            }
+            MultiXactChange::Truncate(truncate) => counters.oldest_multi = truncate.end_multi,
+            MultiXactChange::ZeroOffsetsPage(_) | MultiXactChange::ZeroMembersPage(_) => {}
+        }
+        self.dispatcher.transactions.multixacts.change(change).map_err(self.file_error())
+    }
+
+    fn change_commit_times(&mut self, change: &CommitTsChange) -> Result<(), ReplayError> {
+        if let CommitTsChange::Truncate(truncate) = change {
+            self.dispatcher.counters.advance_oldest_commit_time(truncate.oldest_xid);
+        }
+        self.dispatcher.transactions.commit_times.change(change).map_err(self.file_error())
+    }
+
+    fn set_commit_time(
+        &mut self,
+        xids: &mut dyn Iterator<Item = TransactionId>,
+        time: i64,
+        origin: u16,
+    ) -> Result<(), ReplayError> {
+        let mut newest = None;
+        let mut noted = xids.inspect(|xid| newest = Some(*xid));
+        let times = &mut self.dispatcher.transactions.commit_times;
+        let is_kept = times.set(&mut noted, time, origin).map_err(self.file_error())?;
+        if is_kept && let Some(newest) = newest {
+            self.dispatcher.counters.advance_newest_commit_time(newest);
+        }
+        Ok(())
+    }
+
+    fn prepare_transaction(
+        &mut self,
+        record: &Record<'_>,
+        xid: TransactionId,
+    ) -> Result<bool, ReplayError> {
+        Ok(self.dispatcher.transactions.prepared.prepare(xid, record.end, record.main_data))
+    }
+
+    fn finish_prepared(&mut self, xid: TransactionId) -> Result<(), ReplayError> {
+        self.dispatcher.transactions.prepared.finish(xid).map_err(self.file_error())
+    }
+
+    fn change_origin(&mut self, change: &OriginChange) -> Result<(), ReplayError> {
+        self.dispatcher.transactions.origins.change(change);
+        Ok(())
     }
 
     fn advance_next_xid(&mut self, xid: TransactionId) -> Result<(), ReplayError> {

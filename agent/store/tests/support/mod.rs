@@ -16,6 +16,18 @@ use walfmt::{BLOCK_SIZE, ForkNumber, Lsn, RawRecord, RelFileLocator, Timeline};
 
 pub type Page = [u8; BLOCK_SIZE];
 
+/// What is compared of a data directory.
+const DIRECTORIES: [&str; 8] = [
+    "base/5",
+    "global",
+    "pg_xact",
+    "pg_multixact/offsets",
+    "pg_multixact/members",
+    "pg_commit_ts",
+    "pg_twophase",
+    "pg_logical",
+];
+
 /// Where the records of all tests begin.
 pub const START: Lsn = Lsn(0x200_0028);
 
@@ -35,7 +47,7 @@ pub fn checkpoint(redo: Lsn) -> CheckPoint {
 /// A data directory in archive recovery, with nothing in it.
 pub fn data_directory(checksums: bool) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    for name in ["base/5", "global", "pg_xact", "pg_tblspc"] {
+    for name in DIRECTORIES.iter().chain(&["pg_tblspc"]) {
         std::fs::create_dir_all(directory.path().join(name)).unwrap();
     }
     std::fs::write(directory.path().join("PG_VERSION"), "15\n").unwrap();
@@ -87,10 +99,10 @@ pub fn open(directory: &Path) -> Store {
     Store::open(&config(directory, 2, 256)).unwrap()
 }
 
-/// All files below `base`, `global` and `pg_xact` but the control file, by name.
+/// All files that are compared, by name: not the control file.
 pub fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
-    for top in ["base/5", "global", "pg_xact"] {
+    for top in DIRECTORIES {
         for entry in std::fs::read_dir(directory.join(top)).unwrap() {
             let entry = entry.unwrap();
             let name = format!("{top}/{}", entry.file_name().to_string_lossy());
@@ -158,11 +170,13 @@ pub struct Block {
 pub struct Wal {
     next: Lsn,
     prev: Lsn,
+    /// The replication origin that the next records come from, or 0.
+    pub origin: u16,
 }
 
 impl Wal {
     pub fn new() -> Self {
-        Self { next: START, prev: Lsn::INVALID }
+        Self { next: START, prev: Lsn::INVALID, origin: 0 }
     }
 
     /// Where the next record begins.
@@ -192,6 +206,10 @@ impl Wal {
             }
             bytes.extend(locator(block.page.locator));
             bytes.extend(block.page.block.to_le_bytes());
+        }
+        if self.origin != 0 {
+            bytes.push(253);
+            bytes.extend(self.origin.to_le_bytes());
         }
         if !main.is_empty() {
             bytes.extend([255, u8::try_from(main.len()).unwrap()]);

@@ -64,10 +64,7 @@ pub fn read_zeropage(main_data: &[u8], version: &Version) -> Result<u64, ClogErr
 }
 
 fn read_page(cursor: &mut Cursor<'_>, version: &Version) -> Result<u64, ClogError> {
-    let page = match version.slru_page_number_size {
-        8 => cursor.i64("pageno")?,
-        _ => cursor.i32("pageno")?.into(),
-    };
+    let page = cursor.slru_page(version)?;
     match u64::try_from(page) {
         Ok(page) if page <= crate::slru::CLOG_PAGE_MAX => Ok(page),
         _ => Err(ClogError::Page(page)),

@@ -4,9 +4,13 @@
 
 pub mod btree;
 pub mod clog;
+pub mod commit_ts;
 pub mod generic;
 pub mod heap;
 pub mod heap2;
+pub mod logical_message;
+pub mod multixact;
+pub mod replication_origin;
 pub mod sequence;
 pub mod smgr;
 pub mod standby;
@@ -60,7 +64,10 @@ impl RmgrId {
     pub const HEAP: Self = Self(10);
     pub const BTREE: Self = Self(11);
     pub const SEQUENCE: Self = Self(15);
+    pub const COMMIT_TS: Self = Self(18);
+    pub const REPLICATION_ORIGIN: Self = Self(19);
     pub const GENERIC: Self = Self(20);
+    pub const LOGICAL_MESSAGE: Self = Self(21);
 }
 
 impl RmgrId {

@@ -17,11 +17,35 @@
 //!
 //! ASSIGNMENT     xtop u32, nsubxacts i32, xids u32[]
 //! INVALIDATIONS  nmsgs i32, messages 16 bytes[]
-//! PREPARE        the state of a prepared transaction, not read here
+//!
+//! PREPARE, each part padded to a multiple of 8 bytes
+//! offset  size  field
+//!      0     4  magic           0x57F94534
+//!      4     4  total_len       of the record's main data and a checksum of 4 bytes
+//!      8     4  xid
+//!     12     4  database
+//!     16     8  prepared_at
+//!     24     4  owner
+//!     28     4  nsubxacts
+//!     32     4  ncommitrels
+//!     36     4  nabortrels
+//!     40     4  ncommitstats
+//!     44     4  nabortstats
+//!     48     4  ninvalmsgs
+//!     52     1  initfileinval
+//!     54     2  gidlen          with its NUL
+//!     56     8  origin_lsn
+//!     64     8  origin_timestamp
+//!     72        gid; xids u32[]; locators 12 bytes[] of a commit, then those of an abort; items of
+//!               dropped statistics of both; messages 16 bytes[]; what else a server must know to
+//!               go on with the transaction (locks, predicate locks, statistics), not read here
 //! ```
 //!
-//! Rules: `src/include/access/xact.h`, `ParseCommitRecord` in
-//! `src/backend/access/rmgrdesc/xactdesc.c`.
+//! Main data of PREPARE is the contents of a file of `pg_twophase`, see [`crate::two_phase`].
+//!
+//! Rules: `src/include/access/xact.h`, `ParseCommitRecord` and `ParsePrepareRecord` in
+//! `src/backend/access/rmgrdesc/xactdesc.c`, `StartPrepare` in
+//! `src/backend/access/transam/twophase.c`.
 
 use crate::bytes::u32_at;
 use crate::cursor::{Cursor, CursorError};
@@ -62,6 +86,9 @@ pub mod xinfo {
     pub const GID: u32 = 0x080;
     pub const DROPPED_STATS: u32 = 0x100;
 }
+
+/// How a prepared transaction's state begins (`TWOPHASE_MAGIC`).
+pub const TWO_PHASE_MAGIC: u32 = 0x57F9_4534;
 
 const LOCATOR_SIZE: usize = 12;
 const INVALIDATION_SIZE: usize = 16;
@@ -132,22 +159,141 @@ impl<'a> End<'a> {
 
     /// The subtransactions that share this outcome.
     pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
-        self.subxacts.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
+        xids(self.subxacts)
     }
 
     /// The relations whose files are removed.
     pub fn dropped_relations(&self) -> impl Iterator<Item = RelFileLocator> + 'a {
-        self.locators.chunks_exact(LOCATOR_SIZE).map(|locator| RelFileLocator {
-            tablespace: u32_at(locator, 0),
-            database: u32_at(locator, 4),
-            relation: u32_at(locator, 8),
-        })
+        locators(self.locators)
     }
 
     /// Whether any relation's files are removed.
     #[must_use]
     pub const fn drops_relations(&self) -> bool {
         !self.locators.is_empty()
+    }
+}
+
+/// A PREPARE record that is not what it can be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// Too few bytes.
+    #[error(transparent)]
+    Length(#[from] CursorError),
+    /// Not the state of a prepared transaction.
+    #[error("magic is {found:#010x}, expected {TWO_PHASE_MAGIC:#010x}")]
+    Magic {
+        /// What is there.
+        found: u32,
+    },
+    /// The state says another length of itself.
+    #[error("total_len is {found}, expected {expected}")]
+    TotalLength {
+        /// What is there, with the checksum of the file.
+        expected: u64,
+        /// `total_len`.
+        found: u32,
+    },
+    /// Reserved transaction ids do not prepare.
+    #[error("transaction id {0} cannot be prepared")]
+    Xid(TransactionId),
+}
+
+/// A transaction that is prepared (`xl_xact_prepare`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepare<'a> {
+    /// The transaction.
+    pub xid: TransactionId,
+    /// Its database.
+    pub database: u32,
+    /// When, in microseconds since 2000-01-01 UTC.
+    pub prepared_at: i64,
+    /// The role that prepared it.
+    pub owner: u32,
+    /// The name to commit or abort it by, without the NUL.
+    pub gid: &'a [u8],
+    /// Where it was prepared on the node it came from; invalid if it came from none.
+    pub origin_lsn: Lsn,
+    /// When it was prepared there.
+    pub origin_timestamp: i64,
+    subxacts: &'a [u8],
+    commit_locators: &'a [u8],
+    abort_locators: &'a [u8],
+}
+
+impl<'a> Prepare<'a> {
+    /// Reads main data.
+    ///
+    /// # Errors
+    /// [`PrepareError`] if it contradicts itself.
+    pub fn read(main_data: &'a [u8], version: &Version) -> Result<Self, PrepareError> {
+        let mut cursor = Cursor::new(main_data);
+        let magic = cursor.u32("magic")?;
+        if magic != TWO_PHASE_MAGIC {
+            return Err(PrepareError::Magic { found: magic });
+        }
+        let total_length = cursor.u32("total_len")?;
+        let expected = main_data.len() as u64 + 4;
+        if u64::from(total_length) != expected {
+            return Err(PrepareError::TotalLength { expected, found: total_length });
+        }
+        let xid = TransactionId(cursor.u32("xid")?);
+        if !xid.is_normal() {
+            return Err(PrepareError::Xid(xid));
+        }
+        let database = cursor.u32("database")?;
+        let prepared_at = cursor.i64("prepared_at")?;
+        let owner = cursor.u32("owner")?;
+        let nsubxacts = cursor.count(4, "nsubxacts")?;
+        let ncommitrels = cursor.count(LOCATOR_SIZE, "ncommitrels")?;
+        let nabortrels = cursor.count(LOCATOR_SIZE, "nabortrels")?;
+        let ncommitstats = cursor.count(version.dropped_stats_item_size, "ncommitstats")?;
+        let nabortstats = cursor.count(version.dropped_stats_item_size, "nabortstats")?;
+        let ninvalmsgs = cursor.count(INVALIDATION_SIZE, "ninvalmsgs")?;
+        cursor.u8("initfileinval")?;
+        cursor.u8("padding after initfileinval")?;
+        let gid_length = cursor.u16("gidlen")?;
+        let origin_lsn = Lsn(cursor.u64("origin_lsn")?);
+        let origin_timestamp = cursor.i64("origin_timestamp")?;
+
+        let mut part = |length: usize, field| {
+            let padded = cursor.take(length.next_multiple_of(8), field)?;
+            Ok::<_, CursorError>(&padded[..length])
+        };
+        let gid = part(gid_length.into(), "gid")?;
+        let subxacts = part(nsubxacts * 4, "subxacts")?;
+        let commit_locators = part(ncommitrels * LOCATOR_SIZE, "commitrels")?;
+        let abort_locators = part(nabortrels * LOCATOR_SIZE, "abortrels")?;
+        part(ncommitstats * version.dropped_stats_item_size, "commitstats")?;
+        part(nabortstats * version.dropped_stats_item_size, "abortstats")?;
+        part(ninvalmsgs * INVALIDATION_SIZE, "invalmsgs")?;
+        Ok(Self {
+            xid,
+            database,
+            prepared_at,
+            owner,
+            gid: gid.strip_suffix(&[0]).unwrap_or(gid),
+            origin_lsn,
+            origin_timestamp,
+            subxacts,
+            commit_locators,
+            abort_locators,
+        })
+    }
+
+    /// Its subtransactions.
+    pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
+        xids(self.subxacts)
+    }
+
+    /// The relations whose files are removed if it commits.
+    pub fn dropped_by_commit(&self) -> impl Iterator<Item = RelFileLocator> + 'a {
+        locators(self.commit_locators)
+    }
+
+    /// The relations whose files are removed if it aborts.
+    pub fn dropped_by_abort(&self) -> impl Iterator<Item = RelFileLocator> + 'a {
+        locators(self.abort_locators)
     }
 }
 
@@ -173,8 +319,20 @@ impl<'a> Assignment<'a> {
 
     /// Its subtransactions.
     pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
-        self.subxacts.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
+        xids(self.subxacts)
     }
+}
+
+fn xids(bytes: &[u8]) -> impl Iterator<Item = TransactionId> + '_ {
+    bytes.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
+}
+
+fn locators(bytes: &[u8]) -> impl Iterator<Item = RelFileLocator> + '_ {
+    bytes.chunks_exact(LOCATOR_SIZE).map(|locator| RelFileLocator {
+        tablespace: u32_at(locator, 0),
+        database: u32_at(locator, 4),
+        relation: u32_at(locator, 8),
+    })
 }
 
 #[cfg(test)]
@@ -222,5 +380,26 @@ mod tests {
         let main = 1_i64.to_le_bytes();
         let end = End::read(&main, COMMIT, &VERSIONS[0]).expect("well formed");
         assert_eq!((end.time, end.drops_relations()), (1, false));
+    }
+
+    #[test]
+    fn a_prepared_transaction_is_read() {
+        let main = crate::two_phase::fixture::state(TransactionId(700), b"name", &[701, 702, 703]);
+        let prepare = Prepare::read(&main, &VERSIONS[0]).expect("well formed");
+        assert_eq!((prepare.xid, prepare.gid), (TransactionId(700), &b"name"[..]));
+        let subxacts: Vec<_> = prepare.subxacts().map(|xid| xid.0).collect();
+        assert_eq!(subxacts, [701, 702, 703]);
+        let dropped = RelFileLocator { tablespace: 1, database: 2, relation: 3 };
+        assert_eq!(prepare.dropped_by_commit().collect::<Vec<_>>(), [dropped]);
+        assert_eq!(prepare.dropped_by_abort().count(), 0);
+        for length in 0..main.len() {
+            assert!(Prepare::read(&main[..length], &VERSIONS[0]).is_err(), "{length}");
+        }
+        for (offset, byte) in [(0, 0x35), (4, 0), (8, 2), (28, 255), (54, 255)] {
+            let mut spoiled = main.clone();
+            spoiled[offset] = byte;
+            spoiled[9] = 0;
+            assert!(Prepare::read(&spoiled, &VERSIONS[0]).is_err(), "{offset}");
+        }
     }
 }
