@@ -7,6 +7,10 @@
 //! Free space is the one thing a worker tells another: what a heap page has left goes to the owner
 //! of the free space map's page, as a message that nobody waits for. So free space maps grow behind
 //! the dispatcher's back, and for this fork a worker asks the file where the dispatcher would know.
+//!
+//! The map's page may also get an image from a record, and the outcome must be that of the records'
+//! order. So a note of a record that its owner has not come to is kept until it has; and a note of a
+//! record before the page's image comes to nothing (`redo_page`).
 
 use std::sync::Arc;
 
@@ -104,6 +108,10 @@ pub(crate) struct Worker {
     /// A restart point's pages still to be written, last first, and who waits for them.
     restart_point: Option<(Vec<PageKey>, Sender<bool>)>,
     notes: Vec<Vec<FreeSpaceNote>>,
+    /// Notes of records that lie behind `given`. In order as far as they speak of the same page.
+    early_notes: Vec<FreeSpaceNote>,
+    /// The end of the last batch that came here.
+    given: Lsn,
     /// The end of the last record that something was applied of.
     reached: Lsn,
 }
@@ -114,6 +122,8 @@ impl Worker {
             write_back: WriteBack::new(parts.checksums),
             restart_point: None,
             notes: parts.peers.iter().map(|_| Vec::new()).collect(),
+            early_notes: Vec::new(),
+            given: Lsn::INVALID,
             reached: Lsn::INVALID,
             parts,
         }
@@ -134,10 +144,11 @@ impl Worker {
                     Err(_) => return,
                 }
             };
+            self.apply_early_notes();
             match message {
                 None => {}
                 Some(Message::Batch(batch)) => self.apply(batch),
-                Some(Message::FreeSpace(notes)) => self.apply_notes(&notes),
+                Some(Message::FreeSpace(notes)) => self.apply_notes(notes),
                 Some(Message::Pass(answer)) => {
                     let _ = answer.send(self.reached);
                 }
@@ -165,6 +176,7 @@ impl Worker {
         }
         tasks.clear();
         let _ = self.parts.returns.send(tasks); // nobody listens while the store is being dropped
+        self.given = end;
     }
 
     /// Applies tasks; `false` if another worker's failure lies before the last of them.
@@ -297,8 +309,18 @@ impl Worker {
         }
     }
 
-    fn apply_notes(&mut self, notes: &[FreeSpaceNote]) {
-        for note in notes {
+    /// Applies the notes that are kept of records which this worker has come to by now.
+    fn apply_early_notes(&mut self) {
+        if !self.early_notes.is_empty() {
+            let notes = std::mem::take(&mut self.early_notes);
+            self.apply_notes(notes);
+        }
+    }
+
+    fn apply_notes(&mut self, mut notes: Vec<FreeSpaceNote>) {
+        // The dispatcher tells whoever sleeps of batches that hold nothing for it by this alone.
+        let given = self.given.max(self.parts.shared.progress(self.parts.number));
+        for note in notes.extract_if(.., |note| note.at < given) {
             if self.parts.shared.is_stopped_before(note.at) {
                 return;
             }
@@ -318,6 +340,7 @@ impl Worker {
                 return;
             }
         }
+        self.early_notes.append(&mut notes);
     }
 
     fn forget(&mut self, doomed: &Doomed) {

@@ -63,6 +63,8 @@ pub fn redo_page(
         PageChange::ClearVisibility { heap_block, bits } => {
             changed(visibilitymap::clear(page, heap_block, bits))
         }
+        // An image that came with a later record says what this slot held then.
+        PageChange::RecordFreeSpace { .. } if page::lsn(page) > record.start => changed(false),
         PageChange::RecordFreeSpace { heap_block, free_bytes } => {
             changed(freespace::record(page, heap_block, free_bytes))
         }
@@ -234,6 +236,20 @@ mod tests {
 
     fn tuple(page: &Page, item: u16) -> HeapTupleHeader {
         HeapTupleHeader::read(page::item(page, item).expect("an item")).expect("a tuple")
+    }
+
+    #[test]
+    fn free_space_told_late_does_not_touch_a_later_image() {
+        let insert = record(RmgrId::HEAP, heap_records::INSERT, &[], &[]);
+        let map_page = crate::free_space_page(HEAP);
+        let change = PageChange::RecordFreeSpace { heap_block: HEAP.block, free_bytes: 320 };
+        let mut page = [0; BLOCK_SIZE];
+        page::init(&mut page, 0);
+        for (lsn, changes) in [(insert.start.advance(1), false), (insert.start, true)] {
+            page::set_lsn(&mut page, lsn);
+            let outcome = redo_page(&insert, change, map_page, &mut page, &context());
+            assert_eq!(outcome.expect("sound").changed, changes, "a page as of {lsn}");
+        }
     }
 
     #[test]
