@@ -36,25 +36,46 @@ impl Pair {
     /// # Errors
     /// A part of it fails.
     pub fn start(scratch: &Scratch, options: &ClusterOptions, scale: u32) -> Result<Self> {
-        let leader = Cluster::start_new(scratch, "leader", options)?;
-        leader.pgbench_init(scale, &[])?;
+        // A short time and a small cache: pages are written and read back during a test.
+        let store = [("restart_point_interval", "2s"), ("cache_bytes", "8MB")];
+        Self::start_prepared(scratch, options, &store, |leader| leader.pgbench_init(scale, &[]))
+    }
+
+    /// As [`Pair::start`], with a server that was given what `prepare` gives it, and settings of
+    /// the follower's section `[store]`.
+    ///
+    /// # Errors
+    /// A part of it fails.
+    pub fn start_prepared(
+        scratch: &Scratch,
+        options: &ClusterOptions,
+        store: &[(&str, &str)],
+        prepare: impl FnOnce(&mut Cluster) -> Result<()>,
+    ) -> Result<Self> {
+        let mut leader = Cluster::start_new(scratch, "leader", options)?;
+        prepare(&mut leader)?;
         let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", &leader)?)?;
         leader_agent.start()?;
         let proxy = Proxy::start(leader_agent.config.replication_port)?;
         let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
         config.source = Source::Peers(vec![proxy.address()]);
-        // A short time and a small cache: pages are written and read back during a test.
-        for (key, value) in [("restart_point_interval", "2s"), ("cache_bytes", "8MB")] {
-            config.more.push(("store".into(), key.into(), value.into()));
+        for (key, value) in store {
+            config.more.push(("store".into(), (*key).into(), (*value).into()));
         }
         let mut follower = Agent::new(scratch, config)?;
-        let backup = scratch.path().join("backup");
+        let backup = Self::backup(scratch);
         leader.base_backup(&backup, BackupWal::Stream)?;
         follower.bootstrap(&backup)?;
         follower.start()?;
         let pair = Self { follower, proxy, leader_agent, leader };
         pair.catch_up(Duration::from_secs(30))?;
         Ok(pair)
+    }
+
+    /// The base backup that the follower was made from; it stays as it was taken.
+    #[must_use]
+    pub fn backup(scratch: &Scratch) -> PathBuf {
+        scratch.path().join("backup")
     }
 
     /// Waits until the follower has replayed all that the server has flushed; gives up to where.

@@ -432,6 +432,18 @@ impl Cluster {
         output_of(command.arg("-p").arg(directory).args(arguments))
     }
 
+    /// Has the next object that is created take the number `oid`; the server must be stopped, and
+    /// its WAL begins anew (`pg_resetwal`).
+    ///
+    /// # Errors
+    /// `pg_resetwal` fails.
+    pub fn set_next_oid(&mut self, oid: u32) -> Result<()> {
+        ensure!(!self.is_running(), "server {} runs", self.name);
+        let program = self.endpoint.binaries.program("pg_resetwal");
+        let mut command = self.scratch.account().command(program);
+        output_of(command.args(["-o", &oid.to_string(), "-D"]).arg(&self.data_directory)).map(drop)
+    }
+
     /// The file that holds the server's log.
     #[must_use]
     pub fn log_path(&self) -> &Path {

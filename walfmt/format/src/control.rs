@@ -235,6 +235,7 @@ impl ControlFile {
         put(&mut file, 192, self.max_prepared_transactions.to_le_bytes());
         put(&mut file, 196, self.max_locks_per_transaction.to_le_bytes());
         put(&mut file, 200, [u8::from(self.track_commit_timestamp)]);
+        put(&mut file, 252, self.data_checksum_version.to_le_bytes());
         let crc_offset = self.version.control_crc_offset;
         let crc = crc32c::crc32c(&file[..crc_offset]);
         put(&mut file, crc_offset, crc.to_le_bytes());
