@@ -214,5 +214,8 @@ pub fn known_pieces() -> Vec<Piece> {
         Piece::Subtransactions,
         Piece::Bloom,
         Piece::Sequences,
+        Piece::Multixact,
+        Piece::Messages,
+        Piece::Twophase,
     ]
 }

@@ -33,7 +33,7 @@ fn trial(pieces: Vec<Piece>, segment_megabytes: u32, compression: &str, scale: u
         data_checksums: false,
         wal_segment_megabytes: segment_megabytes,
         wal_compression: compression.to_owned(),
-        commit_timestamps: false,
+        commit_timestamps: true,
         workload: Workload { pieces, scale },
         store: store.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
     }

@@ -5,6 +5,8 @@ begin; select pg_logical_emit_message(true, 'walferry', 'in a transaction'); com
 create table from_elsewhere (id int primary key);
 select pg_replication_origin_create('elsewhere');
 select pg_replication_origin_create('dropped');
+-- Only an origin with progress leaves a record when it is dropped.
+select pg_replication_origin_advance('dropped', '0/1000');
 \endif
 select pg_replication_origin_session_setup('elsewhere');
 begin; select pg_replication_origin_xact_setup(('0/' || to_hex(1000 * :round))::pg_lsn, '2026-01-01');
