@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::command::output_of;
 use integration::identical::Directories;
 use integration::standby::{Standby, control_file};
-use integration::{ClusterOptions, Endpoint, Pair, Scratch, StopMode};
+use integration::{Binaries, Cluster, ClusterOptions, Endpoint, Pair, Scratch, StopMode};
 use walfmt::relation::BLOCK_SIZE;
 use walfmt::replication_state;
 use walfmt::slru::{COMMIT_TS_ENTRY_SIZE, EntryPosition, PAGES_PER_SEGMENT, segment_number};
@@ -128,18 +129,8 @@ fn transactions_are_those_of_a_standby_and_go_on_after_a_promotion() -> Result<(
 
     let newest_xid = leader.sql("select xid from pg_last_committed_xact()")?.parse()?;
     let seen = Seen::by(&leader, newest_xid)?;
-    pair.leader.stop(StopMode::Fast)?;
-    let checkpoint = control_file(pair.leader.data_directory())?.check_point;
-    pair.follower.wait_replayed(checkpoint.advance(1), PATIENCE)?;
-    pair.follower.stop()?;
-    pair.leader_agent.stop()?;
-    ensure!(
-        control_file(pair.store())?.check_point == checkpoint,
-        "the store's last restart point is not the leader's shutdown checkpoint"
-    );
+    let (checkpoint, standby) = end_beside_a_standby(&scratch, &mut pair)?;
     let backup = Pair::backup(&scratch);
-    let wal = pair.leader.wal_directory();
-    let standby = Standby::recover(&scratch, "standby", &backup, &wal, checkpoint)?;
     compare(
         &Files::read(&backup)?,
         &Files::read(pair.store())?,
@@ -170,6 +161,96 @@ fn transactions_are_those_of_a_standby_and_go_on_after_a_promotion() -> Result<(
     promoted.sql("update held set v = v + 1")?;
     ensure!(promoted.sql("select count(*) from pg_class where relname = 'unborn'")? == "0");
     Ok(())
+}
+
+/// A cluster of a certain age: what came before is frozen, and its segments are removed.
+#[test]
+fn segments_that_nobody_needs_go() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut options = ClusterOptions { data_checksums: false, ..ClusterOptions::default() };
+    let settings = [
+        "autovacuum = off",
+        "checkpoint_timeout = 1h",
+        "statement_timeout = 60s",
+        "track_commit_timestamp = on",
+    ];
+    options.settings.extend(settings.map(str::to_owned));
+    let store_settings = [("restart_point_interval", "1ms"), ("cache_bytes", "8MB")];
+    let mut pair = Pair::start_prepared(&scratch, &options, &store_settings, |leader| {
+        leader.sql(&format!(
+            "create table held (id int primary key, v int not null default 0);
+             insert into held select generate_series(1, {ROWS})"
+        ))?;
+        leader.sql("update pg_database set datallowconn = true")?;
+        leader.stop(StopMode::Fast)?;
+        grow_old(&scratch, leader)?;
+        leader.start()
+    })?;
+    let leader = pair.leader.endpoint().clone();
+    prepared(&leader, "holder", "select count(*) from (select from held for key share) x")?;
+    multixacts(&leader)?;
+    leader.sql("rollback prepared 'holder'")?;
+    pair.catch_up(PATIENCE)?;
+    pair.follower.stop()?;
+    pair.follower.start()?;
+    for database in ["postgres", "template1", "template0"] {
+        leader.sql_in(database, "vacuum freeze")?;
+    }
+    leader.sql("checkpoint")?;
+    leader.sql("insert into held values (0)")?;
+    pair.catch_up(PATIENCE)?;
+    // Replay from before the truncation writes to segments that are gone.
+    pair.follower.kill()?;
+    pair.follower.start()?;
+
+    let (checkpoint, standby) = end_beside_a_standby(&scratch, &mut pair)?;
+    let backup = Files::read(&Pair::backup(&scratch))?;
+    let store = Files::read(pair.store())?;
+    let differences = store.differences(&Files::read(standby.directory())?);
+    ensure!(differences.is_empty(), "{differences:#?}");
+    everything_else(&pair, &standby, checkpoint)?;
+    for slru in ["pg_xact", "pg_multixact/offsets", "pg_multixact/members", "pg_commit_ts"] {
+        let names = |files: &Files| -> Vec<String> {
+            files.0.keys().filter(|name| name.starts_with(slru)).cloned().collect()
+        };
+        println!("{:?} were left of {:?}", names(&store), names(&backup));
+        let first = format!("{slru}/0000");
+        ensure!(backup.0.contains_key(&first) && !store.0.contains_key(&first), "{first}");
+        ensure!(!names(&store).is_empty(), "{slru} is empty");
+    }
+    Ok(())
+}
+
+/// As if two million transactions and two hundred thousand multixacts had been, whose segments are
+/// gone but for the first and the last.
+fn grow_old(scratch: &Scratch, server: &Cluster) -> Result<()> {
+    let binaries = Binaries::find()?;
+    let mut reset = scratch.account().command(binaries.program("pg_resetwal"));
+    reset.args(["-x", "2000000", "-m", "200000,1", "-O", "400000", "-D"]);
+    output_of(reset.arg(server.data_directory()))?;
+    for segment in ["pg_xact/0001", "pg_multixact/offsets/0003", "pg_multixact/members/0007"] {
+        let mut zeros = scratch.account().command("truncate");
+        let length = (PAGES_PER_SEGMENT * BLOCK_SIZE as u64).to_string();
+        output_of(zeros.args(["-s", &length]).arg(server.data_directory().join(segment)))?;
+    }
+    Ok(())
+}
+
+/// Stops the leader, the follower at the leader's shutdown checkpoint, and gives a standby that
+/// stopped there, too.
+fn end_beside_a_standby(scratch: &Scratch, pair: &mut Pair) -> Result<(Lsn, Standby)> {
+    pair.leader.stop(StopMode::Fast)?;
+    let checkpoint = control_file(pair.leader.data_directory())?.check_point;
+    pair.follower.wait_replayed(checkpoint.advance(1), PATIENCE)?;
+    pair.follower.stop()?;
+    pair.leader_agent.stop()?;
+    ensure!(
+        control_file(pair.store())?.check_point == checkpoint,
+        "the store's last restart point is not the leader's shutdown checkpoint"
+    );
+    let wal = pair.leader.wal_directory();
+    let standby = Standby::recover(scratch, "standby", &Pair::backup(scratch), &wal, checkpoint)?;
+    Ok((checkpoint, standby))
 }
 
 /// What is not about transactions is compared too; of commit times see [`Files::read`].
