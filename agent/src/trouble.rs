@@ -160,7 +160,12 @@ impl From<OpenError> for Trouble {
             | OpenError::Major { .. }
             | OpenError::TwoPhase { .. }
             | OpenError::Origins { .. } => (Kind::Corrupt, "bootstrap the store again"),
-            OpenError::Tablespace { .. } | OpenError::Refused(_) => {
+            OpenError::Tablespace { .. } => (
+                Kind::Misuse,
+                "a store and its .tablespaces directory must stay where bootstrap put them; to \
+                 move them, move both and make the links anew",
+            ),
+            OpenError::Refused(_) => {
                 (Kind::Unsupported, "change the leader's setting and bootstrap again")
             }
         };
@@ -175,6 +180,11 @@ impl From<ReplayError> for Trouble {
                 Kind::Unsupported,
                 "the archive goes on and has all WAL; restore from it with PostgreSQL, or \
                  bootstrap again once the leader no longer does this",
+            ),
+            ReplayError::Copy { .. } => (
+                Kind::Unsupported,
+                "bootstrap again, and create no database with STRATEGY file_copy nor move one to \
+                 another tablespace while the base backup is taken",
             ),
             // As with the archive: what a failed sync lost, the next one does not bring back.
             ReplayError::File { source, .. } if source.is_sync() => (
@@ -205,6 +215,11 @@ impl From<PromotionError> for Trouble {
         match error {
             PromotionError::Replay(error) => error.into(),
             PromotionError::File(_) => Self::new(Kind::Io, error),
+            PromotionError::Tablespace { .. } => Self::new(Kind::Refused, error).with_hint(
+                "make that directory, empty and owned by the server's user, and promote again; on \
+                 the leader's own machine it is the leader's: do not promote there before the \
+                 leader's next checkpoint has been replayed",
+            ),
             PromotionError::NotConsistent(_) => Self::new(Kind::Refused, error).with_hint(
                 "the WAL up to there must be in this node's archive; the store is unharmed",
             ),

@@ -17,10 +17,13 @@ use integration::{BackupWal, Cluster, ClusterOptions, Scratch, StopMode};
 use walfmt::backup_label::BackupLabel;
 use walfmt::control::ControlFile;
 use walfmt::relation::{
-    BLOCK_SIZE, BLOCKS_PER_FILE, BlockNumber, DEFAULT_TABLESPACE, ForkNumber, GLOBAL_TABLESPACE,
-    PageId, RelFileLocator, RelFork,
+    BLOCK_SIZE, BLOCKS_PER_FILE, BlockNumber, DEFAULT_TABLESPACE, DatabaseLocator, ForkNumber,
+    GLOBAL_TABLESPACE, PageId, RelFileLocator, RelFork,
 };
 use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::heap2::RewriteMapping;
+use walfmt::rmgr::relmap::RelationMap;
+use walfmt::rmgr::tablespace::CreateTablespace;
 use walfmt::rmgr::xlog::Change;
 use walfmt::segment::{SegmentName, SegmentSize};
 use walfmt::slru::{self, ClogPosition};
@@ -196,6 +199,9 @@ const WORKLOAD: &str = "
     begin; drop table copied; rollback;
     drop table frozen;
     begin; create table never (n int primary key); insert into never select generate_series(1, 1000); rollback;
+    -- Catalogs that are found through a relation map are rewritten.
+    vacuum full pg_class;
+    reindex table pg_proc;
     -- Sequences; a bloom index, whose records are differences of bytes.
     create sequence counting;
     create table counted (id bigserial primary key, v text);
@@ -662,6 +668,42 @@ impl PageAccess for Replay {
             self.missing.retain(|id| id.locator != locator);
         }
         Ok(())
+    }
+
+    /// Maps are files, which are not judged here.
+    fn write_relation_map(&mut self, _map: &RelationMap<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn create_database(&mut self, directory: DatabaseLocator) -> Result<()> {
+        bail!("the workload creates no database, the WAL has {directory:?}")
+    }
+
+    fn copy_database(&mut self, from: DatabaseLocator, to: DatabaseLocator) -> Result<()> {
+        bail!("the workload copies no database, the WAL has {from:?} and {to:?}")
+    }
+
+    fn drop_databases(
+        &mut self,
+        directories: &mut dyn Iterator<Item = DatabaseLocator>,
+    ) -> Result<()> {
+        bail!("the workload drops no database, the WAL has {:?}", directories.next())
+    }
+
+    fn create_tablespace(&mut self, create: &CreateTablespace<'_>) -> Result<()> {
+        bail!("the workload creates no tablespace, the WAL has {create:?}")
+    }
+
+    fn drop_tablespace(&mut self, tablespace: u32) -> Result<()> {
+        bail!("the workload drops no tablespace, the WAL has {tablespace}")
+    }
+
+    fn write_rewrite_mapping(
+        &mut self,
+        record: &Record<'_>,
+        _mapping: &RewriteMapping<'_>,
+    ) -> Result<()> {
+        bail!("wal_level is replica, the WAL has a mapping at {}", record.start)
     }
 
     fn set_transaction_status(

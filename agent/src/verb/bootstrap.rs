@@ -8,16 +8,17 @@
 //!                               from where to replay
 //! ```
 //!
-//! Nothing is there under the store's name before all of it is: an interrupted bootstrap is simply
-//! run again. The backup is only read.
+//! Tablespaces go to a directory beside the store, see `copy`. Nothing is there under the store's
+//! name before all of it is: an interrupted bootstrap is simply run again. The backup is only read.
+
+mod copy;
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use walferry_archive::{Archive, ArchiveReader, OsFiles};
 use walferry_store::Store;
 use walfmt::backup_label::BackupLabel;
@@ -32,6 +33,7 @@ use crate::positions::Position;
 use crate::stage::tail::{WalTail, read_control_file};
 use crate::stage::{State, receive};
 use crate::trouble::{Kind, Trouble};
+use crate::verb::bootstrap::copy::Copy;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -39,28 +41,6 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
 }
-
-/// What a copy leaves out: a server's own leavings, and what recovery removes anyway. WAL goes
-/// into the archive. (`excludeDirContents` and `excludeFiles`,
-/// `src/backend/backup/basebackup.c`.)
-const EMPTIED_DIRECTORIES: [&str; 8] = [
-    "pg_wal",
-    "pg_stat_tmp",
-    "pg_replslot",
-    "pg_dynshmem",
-    "pg_notify",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_subtrans",
-];
-const LEFT_OUT_FILES: [&str; 6] = [
-    "postmaster.pid",
-    "postmaster.opts",
-    "backup_manifest",
-    "standby.signal",
-    "recovery.signal",
-    "pg_internal.init",
-];
 
 pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     let config = Config::load(config)?;
@@ -81,13 +61,12 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
         version: control.version,
     };
     let archive = node.open_archive(identity)?;
-    let part = copy(&backup, &target)?;
+    let copy = Copy::make(&backup, &target, control.version)?;
     import_wal(&node, &archive, identity, &backup, &label)?;
     let facts = collect(&node, &archive, identity, &label)?;
-    let prepared = Store::prepare(&part, &facts.check_point, label.check_point, &label);
+    let prepared = Store::prepare(copy.part(), &facts.check_point, label.check_point, &label);
     prepared.map_err(|error| Trouble::new(Kind::Unsupported, error))?;
-    let renamed = fs::rename(&part, &target).and_then(|()| sync_directory(parent(&target)));
-    renamed.map_err(|error| Trouble::io(target.display(), error))?;
+    copy.put_in_place()?;
     println!(
         "{} is ready: replay begins at {}, the backup ended at {}, the archive holds WAL up to {}",
         target.display(),
@@ -127,90 +106,7 @@ fn read_backup(backup: &Path) -> Result<(ControlFile, BackupLabel), Trouble> {
     let text = fs::read_to_string(&label_path).map_err(|error| no_backup(&error))?;
     let label = BackupLabel::parse(&text).map_err(|error| no_backup(&error))?;
     let control = read_control_file(&OsFiles, backup)?;
-    let tablespaces = fs::read_dir(backup.join("pg_tblspc"));
-    let has_tablespaces = tablespaces.is_ok_and(|mut entries| entries.next().is_some());
-    if has_tablespaces || backup.join("tablespace_map").exists() {
-        return Err(Trouble::new(Kind::Unsupported, "the backup has tablespaces")
-            .with_hint("clusters with tablespaces cannot be followed yet"));
-    }
     Ok((control, label))
-}
-
-/// Copies the backup beside the store's place; gives where.
-fn copy(backup: &Path, target: &Path) -> Result<PathBuf, Trouble> {
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = target.with_file_name(name);
-    let failed = |path: &Path| {
-        let what = path.display().to_string();
-        move |error: std::io::Error| Trouble::io(what, error)
-    };
-    if part.exists() {
-        fs::remove_dir_all(&part).map_err(failed(&part))?; // an interrupted one
-    }
-    let mut files = Vec::new();
-    let mut directories = vec![PathBuf::new()];
-    let mut index = 0;
-    while index < directories.len() {
-        let directory = directories[index].clone();
-        index += 1;
-        let emptied = EMPTIED_DIRECTORIES.iter().any(|name| directory == Path::new(name));
-        if emptied {
-            continue;
-        }
-        let path = backup.join(&directory);
-        for entry in fs::read_dir(&path).map_err(failed(&path))? {
-            let entry = entry.map_err(failed(&path))?;
-            let relative = directory.join(entry.file_name());
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            // Followed, so that a linked pg_wal counts as the directory it is.
-            let metadata = fs::metadata(entry.path()).map_err(failed(&entry.path()))?;
-            if metadata.is_dir() {
-                if !name.starts_with("pgsql_tmp") {
-                    directories.push(relative);
-                }
-            } else if !LEFT_OUT_FILES.contains(&&*name) && !name.starts_with("pgsql_tmp") {
-                files.push((relative, metadata.len()));
-            }
-        }
-    }
-    let progress = ProgressBar::new(files.iter().map(|(_, length)| length).sum());
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left")
-    {
-        progress.set_style(style);
-    }
-    fs::create_dir_all(parent(target)).map_err(failed(parent(target)))?;
-    for directory in &directories {
-        let path = part.join(directory);
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path))?;
-    }
-    let status = part.join("pg_wal/archive_status");
-    fs::DirBuilder::new().mode(0o700).create(&status).map_err(failed(&status))?;
-    for (file, length) in &files {
-        let (from, to) = (backup.join(file), part.join(file));
-        fs::copy(&from, &to).map_err(failed(&from))?;
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).map_err(failed(&to))?;
-        progress.inc(*length);
-    }
-    // One call for all files; what was copied is nothing before it is renamed.
-    let synced = fs::File::open(&part)
-        .and_then(|directory| rustix::fs::syncfs(directory).map_err(std::io::Error::from));
-    synced.map_err(failed(&part))?;
-    progress.finish();
-    Ok(part)
-}
-
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    fs::File::open(directory)?.sync_all()
 }
 
 /// Puts the backup's own WAL into the archive: all of it, or what an earlier bootstrap that was

@@ -9,27 +9,26 @@ use std::path::Path;
 use crate::disk::Entry;
 use crate::error::FileError;
 use crate::layout::Layout;
+use crate::relation_maps;
 
-const INIT_FILE: &str = "pg_internal.init";
+/// A relation cache's file, or one that is on its way to become one.
+pub(crate) const INIT_FILE: &str = "pg_internal.init";
 
 /// Removes relation cache init files (they would hide catalog changes that replay makes) and the
 /// contents of unlogged relations (nothing in the WAL keeps them up to date; a server that takes
-/// over makes them anew from their init forks).
+/// over makes them anew from their init forks). In all tablespaces. What we left unfinished goes too.
 pub(crate) fn remove_stale_files(layout: &Layout) -> Result<(), FileError> {
-    remove_init_files(layout, &layout.at("global"))?;
-    let base = layout.at("base");
-    for Entry { name, .. } in layout.list(&base)? {
-        if is_number(&name) {
-            remove_init_files(layout, &base.join(&name))?;
-            remove_unlogged(layout, &base.join(&name))?;
-        }
+    remove_leftovers(layout, &layout.at("global"))?;
+    for directory in layout.database_directories()? {
+        remove_leftovers(layout, &directory)?;
+        remove_unlogged(layout, &directory)?;
     }
     Ok(())
 }
 
-fn remove_init_files(layout: &Layout, directory: &Path) -> Result<(), FileError> {
+fn remove_leftovers(layout: &Layout, directory: &Path) -> Result<(), FileError> {
     for Entry { name, .. } in layout.list(directory)? {
-        if name.starts_with(INIT_FILE) {
+        if name.starts_with(INIT_FILE) || name == relation_maps::NEW_NAME {
             layout.remove_file(&directory.join(name))?;
         }
     }
@@ -49,16 +48,17 @@ fn remove_unlogged(layout: &Layout, directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-struct RelationFile<'a> {
+/// The name of a relation's file.
+pub(crate) struct RelationFile<'a> {
     name: &'a str,
     relation: &'a str,
     /// Empty for the main fork.
-    fork: &'a str,
+    pub(crate) fork: &'a str,
 }
 
 impl<'a> RelationFile<'a> {
     /// `<relation>[_<fork>][.<number>]` (`parse_filename_for_nontemp_relation`).
-    fn parse(name: &'a str) -> Option<Self> {
+    pub(crate) fn parse(name: &'a str) -> Option<Self> {
         let (stem, number) = name.split_once('.').unwrap_or((name, "0"));
         let (relation, fork) = match stem.split_once('_') {
             Some((relation, fork)) => (relation, Some(fork)),
@@ -93,6 +93,9 @@ mod tests {
             "base/5/pg_filenode.map",
             "base/5/t3_16390",
             "global/1262",
+            "pg_tblspc/16400/PG_15_202209061/5/16384",
+            "pg_tblspc/16400/PG_14_202107181/5/16390",
+            "pg_tblspc/16400/PG_15_202209061/5/16390_init",
             "base/pgsql_tmp/16390",
         ];
         let gone = [
@@ -102,14 +105,19 @@ mod tests {
             "base/5/16390_vm",
             "base/5/pg_internal.init",
             "base/5/pg_internal.init.123",
+            "base/5/pg_filenode.map.walferry",
             "global/pg_internal.init",
+            "global/pg_filenode.map.walferry",
+            "pg_tblspc/16400/PG_15_202209061/5/16390",
+            "pg_tblspc/16400/PG_15_202209061/5/16390_vm",
         ];
         for name in keep.iter().chain(&gone) {
             let path = directory.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        remove_stale_files(&Layout::new(directory.path()).unwrap()).unwrap();
+        let layout = Layout::new(directory.path()).unwrap();
+        remove_stale_files(&layout.of_version(&walfmt::version::VERSIONS[0])).unwrap();
         for name in keep {
             assert!(directory.path().join(name).exists(), "{name}");
         }

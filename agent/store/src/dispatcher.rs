@@ -7,6 +7,7 @@
 mod routing;
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,13 @@ use walfmt_physical::{RedoContext, RouteError, route};
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::counters::Counters;
 use crate::dispatcher::routing::Routing;
-use crate::error::ReplayError;
+use crate::error::{PromotionError, ReplayError};
 use crate::layout::Layout;
+use crate::mappings;
 use crate::relations::Relations;
 use crate::restart_point::{Job, RestartPoint, RestartPoints};
 use crate::shared::{Failure, Shared};
+use crate::tablespaces;
 use crate::transactions::Transactions;
 use crate::workers::{ThreadGone, Workers};
 
@@ -68,6 +71,11 @@ pub(crate) struct Dispatcher {
     restart_point_interval: Duration,
     last_restart_point: Instant,
     restart_point_is_due: bool,
+    /// Where the last file copy of a database began, as long as it would be made again after a
+    /// crash.
+    file_copy: Option<Lsn>,
+    /// Tablespaces created since the restart point, or before.
+    created_tablespaces: Vec<tablespaces::Created>,
 
     /// Where replay stopped, and how.
     stopped: Option<Stopped>,
@@ -121,6 +129,8 @@ impl Dispatcher {
             restart_point_interval: parts.restart_point_interval,
             last_restart_point: Instant::now(),
             restart_point_is_due: false,
+            file_copy: None,
+            created_tablespaces: Vec::new(),
             stopped: None,
         }
     }
@@ -165,7 +175,42 @@ impl Dispatcher {
             self.restart_point_is_due = false;
             self.begin_restart_point(None)?;
         }
+        if self.file_copy.is_some() {
+            self.cover_file_copy()?;
+        }
         Ok(())
+    }
+
+    /// After the first checkpoint that a file copy lies before, nothing may be replayed until that
+    /// is the restart point: from then on the leader may change what was copied, and a second copy
+    /// would be of something else. Until the table of invalid pages is empty it cannot be one; a
+    /// copy that is made again too late is noticed, see `databases.rs`.
+    fn cover_file_copy(&mut self) -> Result<(), ReplayError> {
+        let redo = self.candidate.map(|checkpoint| checkpoint.contents.redo);
+        if redo > self.file_copy && self.shared.invalid_pages.is_empty() {
+            self.restart_point(None)?;
+        }
+        if Some(Lsn(self.restart_points.redo().load(Ordering::SeqCst))) > self.file_copy {
+            self.file_copy = None;
+        }
+        Ok(())
+    }
+
+    /// Whether a server that takes over can create all tablespaces again that it will.
+    pub(crate) fn check_created_tablespaces(&mut self) -> Result<(), PromotionError> {
+        let redo = Lsn(self.restart_points.redo().load(Ordering::SeqCst));
+        let candidate = self.candidate.map_or(redo, |checkpoint| checkpoint.contents.redo);
+        self.created_tablespaces.retain(|created| created.at >= redo);
+        let refused = self
+            .created_tablespaces
+            .iter()
+            .find(|created| created.at >= candidate && !created.location_is_ready(&self.layout));
+        match refused.cloned() {
+            Some(tablespaces::Created { at, tablespace, location }) => {
+                Err(PromotionError::Tablespace { tablespace, at, location })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Hands the batch over as far as it is filled.
@@ -242,6 +287,7 @@ impl Dispatcher {
                 | ReplayError::Redo(_)
                 | ReplayError::Refused { .. }
                 | ReplayError::Missing { .. }
+                | ReplayError::Copy { .. }
                 | ReplayError::Order { .. }
         );
         if at_a_record && self.stopped.is_none() {
@@ -376,6 +422,7 @@ impl Dispatcher {
         self.try_hand_over(self.dispatched).map_err(gone)?;
         self.transactions
             .write_changed(self.candidate.map(|candidate| candidate.contents.redo))
+            .and_then(|()| mappings::remove_all(&self.layout))
             .map_err(|source| ReplayError::File { at: self.dispatched, source })?;
         let written = self.workers.write_back().map_err(gone)?;
         let workers = self.workers.count();

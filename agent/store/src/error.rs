@@ -98,11 +98,13 @@ pub enum OpenError {
         /// The label.
         path: PathBuf,
     },
-    /// Tablespaces are not supported.
-    #[error("the cluster has a tablespace, {}; only pg_default and pg_global are supported", path.display())]
+    /// Something in `pg_tblspc` is not a tablespace of this store.
+    #[error("{}: {what}", path.display())]
     Tablespace {
         /// An entry of `pg_tblspc`.
         path: PathBuf,
+        /// What is wrong with it.
+        what: String,
     },
     /// A file of `pg_twophase` is not what it can be.
     #[error("{}: {source}", path.display())]
@@ -150,9 +152,9 @@ pub enum Refusal {
         "the base backup the store comes from was canceled on the leader: it cannot become consistent"
     )]
     BackupCanceled,
-    /// Tablespaces are not supported.
-    #[error("relation {0} lies in a tablespace other than pg_default and pg_global")]
-    Tablespace(RelFileLocator),
+    /// Shared relations lie in `pg_global`, and no others.
+    #[error("there can be no relation {0}: tablespace and database do not fit together")]
+    Place(RelFileLocator),
 }
 
 /// What is wrong with a page, found by the worker that owns it.
@@ -194,6 +196,30 @@ pub enum PageFault {
     Record(DecodeError),
 }
 
+/// Why a database cannot be copied as it was at a record. PostgreSQL would go on, and lose data: it
+/// can happen when a database is created with `STRATEGY file_copy` while a base backup is taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyFault {
+    /// The source was changed after the record.
+    #[error("its source is newer: block {block} of {} is as of {lsn}", file.display())]
+    Newer {
+        /// A file of the source.
+        file: PathBuf,
+        /// The page's block in this file.
+        block: u64,
+        /// The page's LSN.
+        lsn: Lsn,
+    },
+    /// The source was removed after the record, and the copy is still there.
+    #[error("its source {} is gone, and {} would be lost", from.display(), to.display())]
+    Gone {
+        /// The source's directory.
+        from: PathBuf,
+        /// The copy's directory.
+        to: PathBuf,
+    },
+}
+
 /// Why replay stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
@@ -227,6 +253,14 @@ pub enum ReplayError {
         fault: PageFault,
         /// The end of the last record that any worker has applied something of.
         others_reached: Lsn,
+    },
+    /// A database cannot be copied as it was at this record. Nothing of the record was applied.
+    #[error("record at {at}, a file copy of a database: {fault}")]
+    Copy {
+        /// Where the record begins.
+        at: Lsn,
+        /// Why not.
+        fault: CopyFault,
     },
     /// A page is missing in a consistent store, seen before anything was applied.
     #[error("record at {at}: {page} is missing, and the store was consistent before")]
@@ -307,6 +341,16 @@ pub enum PromotionError {
     /// The lock could not be released.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The server will replay CREATE TABLESPACE, which takes the leader's location as it is.
+    #[error("the server will replay the creation of tablespace {tablespace} at {at} and needs an empty directory {}", location.display())]
+    Tablespace {
+        /// Its OID.
+        tablespace: u32,
+        /// Where the record begins.
+        at: Lsn,
+        /// The location that the record names.
+        location: PathBuf,
+    },
 }
 
 /// Why a base backup cannot be made a store.
@@ -336,11 +380,5 @@ pub enum PrepareError {
     NotFromStandby {
         /// The state found.
         found: ClusterState,
-    },
-    /// The backup has tablespaces.
-    #[error("{} is there: tablespaces are not supported", path.display())]
-    Tablespaces {
-        /// `tablespace_map`.
-        path: PathBuf,
     },
 }

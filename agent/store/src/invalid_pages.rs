@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use walfmt::relation::{BlockNumber, PageId, RelFork};
+use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFork};
 use walfmt::{Lsn, RelFileLocator};
 
 use crate::error::NotConsistent;
@@ -55,6 +55,13 @@ impl InvalidPages {
     pub(crate) fn forget_dropped(&self, locator: RelFileLocator) {
         if !self.is_consistent() {
             self.lock().retain(|fork, _| fork.locator != locator);
+        }
+    }
+
+    /// A database's directory was removed.
+    pub(crate) fn forget_directory(&self, directory: DatabaseLocator) {
+        if !self.is_consistent() {
+            self.lock().retain(|fork, _| fork.locator.directory() != directory);
         }
     }
 
@@ -115,6 +122,12 @@ mod tests {
         table.forget_truncated(page(1, 0).rel_fork(), 7);
         assert!(!table.is_empty());
         table.forget_dropped(page(2, 0).locator);
+        assert!(table.is_empty());
+        table.report(page(4, 0), Lsn(0x38)).unwrap();
+        let directory = page(4, 0).locator.directory();
+        table.forget_directory(DatabaseLocator { tablespace: 16390, ..directory });
+        assert!(!table.is_empty(), "of another tablespace");
+        table.forget_directory(directory);
         assert!(table.is_empty());
         assert_eq!(table.report(page(3, 0), Lsn(0x40)), Ok(()), "not declared yet");
         table.forget_dropped(page(3, 0).locator);

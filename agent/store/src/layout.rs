@@ -4,6 +4,7 @@
 //! base/<database>/<relation>[_fsm|_vm|_init][.<n>]     files of 1 GB each, the first without .<n>
 //! global/<relation>...                                 shared relations
 //! global/pg_control
+//! pg_tblspc/<tablespace>/<version>/<database>/...      see `tablespaces.rs`
 //! pg_xact/<4 hex digits>                               transaction status
 //! postmaster.pid, walferry.lock                        see `lock.rs`
 //! ```
@@ -15,13 +16,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use walfmt::RelFileLocator;
 use walfmt::relation::{
-    BLOCK_SIZE, BLOCKS_PER_FILE, BlockNumber, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE, RelFork,
+    BLOCK_SIZE, BLOCKS_PER_FILE, BlockNumber, DEFAULT_TABLESPACE, DatabaseLocator,
+    GLOBAL_TABLESPACE, RelFork,
 };
+use walfmt::{RelFileLocator, Version};
 
 use crate::disk::{Disk, DiskFile, Entry, EntryKind, FileSystem, Metadata, OpenHow, OsDisk};
 use crate::error::FileError;
+use crate::tablespaces::tablespaces_directory;
 
 /// A full relation file's length, in bytes.
 pub(crate) const FILE_SIZE_MAX: u64 = BLOCKS_PER_FILE as u64 * BLOCK_SIZE as u64;
@@ -33,6 +36,8 @@ pub(crate) struct Layout {
     disk: Arc<dyn Disk>,
     root: PathBuf,
     group_access: bool,
+    /// The directory within each tablespace that belongs to the cluster's major.
+    version_directory: Arc<str>,
 }
 
 impl Layout {
@@ -46,7 +51,13 @@ impl Layout {
     pub(crate) fn on(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, FileError> {
         let metadata = disk.metadata(root)?;
         let root = std::path::absolute(root).map_err(FileError::of("open", root))?;
-        Ok(Self { disk, root, group_access: metadata.mode & 0o050 == 0o050 })
+        let group_access = metadata.mode & 0o050 == 0o050;
+        Ok(Self { disk, root, group_access, version_directory: Arc::from("") })
+    }
+
+    /// The same for a cluster of this major: without it nothing in a tablespace is found.
+    pub(crate) fn of_version(self, version: &Version) -> Self {
+        Self { version_directory: version.tablespace_directory().into(), ..self }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -58,28 +69,73 @@ impl Layout {
         self.root.join(name)
     }
 
-    /// Whether the relation lies in `pg_default` or `pg_global`.
+    /// Whether there can be such a relation: shared relations lie in `pg_global`, and no others.
     pub(crate) const fn holds(locator: RelFileLocator) -> bool {
         match locator.tablespace {
-            DEFAULT_TABLESPACE => locator.database != 0,
+            0 => false,
             GLOBAL_TABLESPACE => locator.database == 0,
-            _ => false,
+            _ => locator.database != 0,
         }
     }
 
     /// The `number`th file of a fork. The relation must be one that the store [holds](Self::holds).
     pub(crate) fn fork_file(&self, fork: RelFork, number: u32) -> PathBuf {
-        let RelFileLocator { tablespace, database, relation } = fork.locator;
+        let relation = fork.locator.relation;
         let suffix = fork.fork.file_suffix();
-        let directory = if tablespace == GLOBAL_TABLESPACE {
-            "global".to_owned()
-        } else {
-            format!("base/{database}")
-        };
-        self.root.join(match number {
-            0 => format!("{directory}/{relation}{suffix}"),
-            _ => format!("{directory}/{relation}{suffix}.{number}"),
-        })
+        let mut path = self.database_directory(fork.locator.directory());
+        path.push(match number {
+            0 => format!("{relation}{suffix}"),
+            _ => format!("{relation}{suffix}.{number}"),
+        });
+        path
+    }
+
+    /// The directory of a database in one tablespace (`GetDatabasePath`).
+    pub(crate) fn database_directory(&self, directory: DatabaseLocator) -> PathBuf {
+        let DatabaseLocator { tablespace, database } = directory;
+        match tablespace {
+            GLOBAL_TABLESPACE => self.at("global"),
+            DEFAULT_TABLESPACE => self.at(&format!("base/{database}")),
+            _ => self.tablespace_directory(tablespace).join(database.to_string()),
+        }
+    }
+
+    /// The directories of all databases, in all tablespaces.
+    pub(crate) fn database_directories(&self) -> Result<Vec<PathBuf>, FileError> {
+        let mut parents = vec![self.at("base")];
+        for entry in self.list_existing(&self.at("pg_tblspc"))? {
+            if let Ok(tablespace) = entry.name.parse() {
+                parents.push(self.tablespace_directory(tablespace));
+            }
+        }
+        let mut directories = Vec::new();
+        for parent in parents {
+            let entries = self.list_existing(&parent)?.into_iter();
+            let databases = entries.filter(|entry| entry.name.parse::<u32>().is_ok());
+            directories.extend(databases.map(|entry| parent.join(entry.name)));
+        }
+        Ok(directories)
+    }
+
+    /// The link to a tablespace, or the tablespace itself if it is in place.
+    pub(crate) fn tablespace_link(&self, tablespace: u32) -> PathBuf {
+        self.at(&format!("pg_tblspc/{tablespace}"))
+    }
+
+    /// Where the link to a tablespace leads.
+    pub(crate) fn tablespace_target(&self, tablespace: u32) -> PathBuf {
+        tablespaces_directory(&self.root).join(tablespace.to_string())
+    }
+
+    /// Where the databases in a tablespace have their directories.
+    pub(crate) fn tablespace_directory(&self, tablespace: u32) -> PathBuf {
+        debug_assert!(!self.version_directory.is_empty(), "the layout of no version");
+        self.tablespace_link(tablespace).join(self.version_directory())
+    }
+
+    /// See [`Version::tablespace_directory`].
+    pub(crate) fn version_directory(&self) -> &str {
+        &self.version_directory
     }
 
     /// Opens a file for reading and writing, and creates it if it is not there; its directory too,
@@ -121,6 +177,18 @@ impl Layout {
         found(self.disk.metadata(path))
     }
 
+    /// What a directory holds; nothing if it is not there.
+    pub(crate) fn list_existing(&self, directory: &Path) -> Result<Vec<Entry>, FileError> {
+        Ok(found(self.disk.list(directory))?.unwrap_or_default())
+    }
+
+    /// What a path is, symbolic links not followed; nothing if nothing is there.
+    pub(crate) fn kind_of(&self, path: &Path) -> Result<Option<EntryKind>, FileError> {
+        let entries = self.list_existing(path.parent().unwrap_or(&self.root))?;
+        let name = path.file_name().unwrap_or_default();
+        Ok(entries.into_iter().find(|entry| *entry.name == *name).map(|entry| entry.kind))
+    }
+
     /// What a directory holds.
     pub(crate) fn list(&self, directory: &Path) -> Result<Vec<Entry>, FileError> {
         self.disk.list(directory)
@@ -132,13 +200,11 @@ impl Layout {
     }
 
     /// Makes a symbolic link at `path` that points to `target`.
-    #[allow(dead_code)] // for the redo of databases and tablespaces
     pub(crate) fn create_link(&self, target: &Path, path: &Path) -> Result<(), FileError> {
         self.disk.create_link(target, path)
     }
 
     /// Where a symbolic link points; nothing if it is not there.
-    #[allow(dead_code)] // for the redo of databases and tablespaces
     pub(crate) fn read_link(&self, path: &Path) -> Result<Option<PathBuf>, FileError> {
         found(self.disk.read_link(path))
     }
@@ -173,9 +239,13 @@ impl Layout {
         Ok(found(self.disk.remove(path))?.is_some())
     }
 
+    /// Removes an empty directory; whether it was there.
+    pub(crate) fn remove_empty_directory(&self, path: &Path) -> Result<bool, FileError> {
+        Ok(found(self.disk.remove_directory(path))?.is_some())
+    }
+
     /// Removes a directory and all in it; whether it was there. Symbolic links go, what they point
     /// to stays.
-    #[allow(dead_code)] // for the redo of databases and tablespaces
     pub(crate) fn remove_tree(&self, path: &Path) -> Result<bool, FileError> {
         let Some(entries) = found(self.disk.list(path))? else { return Ok(false) };
         for Entry { name, kind } in entries {
@@ -190,7 +260,6 @@ impl Layout {
     }
 
     /// Copies a file's bytes to a file that does not exist yet.
-    #[allow(dead_code)] // for the redo of databases and tablespaces
     pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), FileError> {
         self.disk.copy(from, to, self.file_mode())
     }
@@ -260,6 +329,7 @@ mod tests {
     fn paths_are_postgresqls() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(directory.path()).unwrap();
+        let layout = layout.of_version(&walfmt::version::VERSIONS[0]);
         let fork = |tablespace, database, fork| RelFork {
             locator: RelFileLocator { tablespace, database, relation: 16384 },
             fork,
@@ -270,12 +340,13 @@ mod tests {
             (fork(1663, 5, ForkNumber::FreeSpace), 0, "base/5/16384_fsm"),
             (fork(1663, 5, ForkNumber::VisibilityMap), 1, "base/5/16384_vm.1"),
             (fork(1664, 0, ForkNumber::Init), 0, "global/16384_init"),
+            (fork(16400, 5, ForkNumber::Main), 1, "pg_tblspc/16400/PG_15_202209061/5/16384.1"),
         ];
         for (fork, number, name) in cases {
             assert_eq!(layout.fork_file(fork, number), layout.at(name));
             assert!(Layout::holds(fork.locator));
         }
-        for (tablespace, database) in [(16400, 5), (1664, 5), (1663, 0)] {
+        for (tablespace, database) in [(0, 5), (1664, 5), (1663, 0), (16400, 0)] {
             assert!(!Layout::holds(RelFileLocator { tablespace, database, relation: 1 }));
         }
     }

@@ -31,6 +31,7 @@ mod cleanup;
 mod commit_times;
 mod control;
 mod counters;
+mod databases;
 pub mod disk;
 mod dispatcher;
 mod error;
@@ -38,14 +39,17 @@ mod files;
 mod invalid_pages;
 mod layout;
 mod lock;
+mod mappings;
 mod multixact;
 mod origins;
 mod prepare;
+mod relation_maps;
 mod relations;
 mod restart_point;
 mod shared;
 mod slru;
 mod store;
+mod tablespaces;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod transaction_log;
@@ -57,8 +61,9 @@ mod writeback;
 
 pub use counters::Counters;
 pub use error::{
-    FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError, PromotionError,
-    Refusal, ReplayError,
+    CopyFault, FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError,
+    PromotionError, Refusal, ReplayError,
 };
 pub use restart_point::RestartPoint;
 pub use store::{PromotionState, Store, StoreConfig, StoreIdentity};
+pub use tablespaces::tablespaces_directory;

@@ -38,10 +38,6 @@ pub(crate) fn prepare(
 ) -> Result<(), PrepareError> {
     compare(checkpoint, checkpoint_lsn, label)?;
     let layout = Layout::new(directory)?;
-    let tablespace_map = layout.at("tablespace_map");
-    if layout.metadata(&tablespace_map)?.is_some() {
-        return Err(PrepareError::Tablespaces { path: tablespace_map });
-    }
     let mut control = ControlFile::from_bytes(&control::read(&layout)?)?;
     begin_recovery(&mut control, checkpoint, checkpoint_lsn, label)?;
     if let Some(refusal) = refusal(&control) {

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
-use walfmt::relation::{BLOCK_SIZE, BlockNumber, RelFork};
+use walfmt::relation::{BLOCK_SIZE, BlockNumber, DatabaseLocator, RelFork};
 use walfmt::{ForkNumber, RelFileLocator};
 
 use crate::error::FileError;
@@ -105,6 +105,12 @@ impl Relations {
         locators.iter().filter_map(|locator| self.numbers.get(locator).copied()).collect()
     }
 
+    /// All relations met so far whose files are in one of these directories.
+    pub(crate) fn in_directories(&self, directories: &[DatabaseLocator]) -> Vec<RelFileLocator> {
+        let known = self.numbers.keys().copied();
+        known.filter(|locator| directories.contains(&locator.directory())).collect()
+    }
+
     /// How many blocks the fork has; 0 if it has no file.
     pub(crate) fn blocks(&mut self, id: ForkId, fork: RelFork) -> Result<BlockNumber, FileError> {
         Ok(match self.length(id, fork)? {
@@ -190,12 +196,17 @@ impl Relations {
                 }
             }
         }
+        self.forget(locator);
+        Ok(())
+    }
+
+    /// Forgets a relation whose files are gone. Its number is free for another one.
+    pub(crate) fn forget(&mut self, locator: RelFileLocator) {
         if let Some(number) = self.numbers.remove(&locator) {
             self.lengths[number as usize] = [Length::Missing; 4];
             self.free.push(number);
         }
         self.last = None;
-        Ok(())
     }
 
     fn add(&mut self, locator: RelFileLocator) -> u32 {

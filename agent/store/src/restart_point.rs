@@ -13,6 +13,7 @@
 //! `src/backend/access/transam/xlog.c`).
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -62,6 +63,7 @@ pub(crate) struct RestartPoints {
     /// Jobs that were not waited for.
     running: Arc<AtomicBool>,
     redo: Arc<AtomicU64>,
+    file_systems: Arc<FileSystems>,
 }
 
 impl RestartPoints {
@@ -76,9 +78,10 @@ impl RestartPoints {
         let (done_sender, done) = unbounded();
         let running = Arc::new(AtomicBool::new(false));
         let redo = Arc::new(AtomicU64::new(redo.0));
+        let file_systems = Arc::new(file_systems);
         let sync = SyncThread {
             layout: layout.clone(),
-            file_systems,
+            file_systems: Arc::clone(&file_systems),
             control: Arc::clone(control),
             shared: Arc::clone(shared),
             redo: Arc::clone(&redo),
@@ -92,7 +95,12 @@ impl RestartPoints {
             }
         };
         let thread = std::thread::Builder::new().name("store-sync".to_owned()).spawn(work)?;
-        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), running, redo })
+        Ok(Self { jobs: Some(jobs), done, thread: Some(thread), running, redo, file_systems })
+    }
+
+    /// What is synced for one.
+    pub(crate) fn file_systems(&self) -> &FileSystems {
+        &self.file_systems
     }
 
     /// Where replay begins after a stop: WAL from here on must be kept.
@@ -133,7 +141,7 @@ impl Drop for RestartPoints {
 
 struct SyncThread {
     layout: Layout,
-    file_systems: FileSystems,
+    file_systems: Arc<FileSystems>,
     control: Arc<Mutex<ControlFile>>,
     shared: Arc<Shared>,
     redo: Arc<AtomicU64>,
@@ -203,8 +211,8 @@ pub(crate) fn end_backup(control: &mut ControlFile, end: Lsn) {
 /// The file systems that the store lies on: one, unless a directory of it is a mount of its own.
 ///
 /// The directories are held open from the start, so that the kernel reports every write error since
-/// then at the next sync.
-pub(crate) struct FileSystems(Vec<Box<dyn FileSystem>>);
+/// then at the next sync. Tablespaces are added as they come; they stay when they are dropped.
+pub(crate) struct FileSystems(Mutex<Vec<Box<dyn FileSystem>>>);
 
 /// The directories that may be mounts of their own; the first is the data directory itself.
 const DIRECTORIES: [&str; 8] =
@@ -212,17 +220,25 @@ const DIRECTORIES: [&str; 8] =
 
 impl FileSystems {
     pub(crate) fn open(layout: &Layout) -> Result<Self, FileError> {
-        let mut open: Vec<Box<dyn FileSystem>> = Vec::new();
+        let open = Self(Mutex::default());
         for path in DIRECTORIES.map(|name| layout.at(name)) {
-            let found = layout.file_system(&path)?;
-            if open.iter().all(|known| known.device() != found.device()) {
-                open.push(found);
-            }
+            open.add(layout, &path)?;
         }
-        Ok(Self(open))
+        Ok(open)
+    }
+
+    /// A directory of the store lies here, too.
+    pub(crate) fn add(&self, layout: &Layout, path: &Path) -> Result<(), FileError> {
+        let found = layout.file_system(path)?;
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.iter().all(|known| known.device() != found.device()) {
+            open.push(found);
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), FileError> {
-        self.0.iter().try_for_each(|file_system| file_system.sync())
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().try_for_each(|file_system| file_system.sync())
     }
 }

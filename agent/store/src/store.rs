@@ -25,6 +25,7 @@ use crate::prepare::{prepare, refusal};
 use crate::relations::Relations;
 use crate::restart_point::{FileSystems, RestartPoints, end_backup, raise_min_recovery_point};
 use crate::shared::Shared;
+use crate::tablespaces;
 use crate::transactions::Transactions;
 use crate::workers::{Workers, WorkersConfig};
 
@@ -276,10 +277,12 @@ impl Store {
     /// there, or stops at the same record.
     ///
     /// # Errors
-    /// [`PromotionError`] if the store is not consistent or replay failed.
+    /// [`PromotionError`] if the store is not consistent or replay failed, or the server would take
+    /// a path of the leader's for its own.
     pub fn finish_for_promotion(&mut self) -> Result<PromotionState, PromotionError> {
         self.dispatcher.settle()?;
         self.consistency()?;
+        self.dispatcher.check_created_tablespaces()?;
         self.dispatcher.finish()?;
         let state = {
             let control = self.dispatcher.control();
@@ -334,7 +337,9 @@ impl Store {
         after_unclean_stop: bool,
     ) -> Result<Self, OpenError> {
         let control = ControlFile::from_bytes(&control::read(layout)?)?;
+        let layout = &layout.clone().of_version(control.version);
         check_directory(layout, &control)?;
+        let tablespaces = tablespaces::check(layout)?;
         control::remove_leftovers(layout)?;
         remove_stale_files(layout)?;
         keep_servers_out(layout)?;
@@ -366,6 +371,9 @@ impl Store {
         })
         .map_err(OpenError::Thread)?;
         let file_systems = FileSystems::open(layout)?;
+        for directory in tablespaces {
+            file_systems.add(layout, &directory)?;
+        }
         let control = Arc::new(Mutex::new(control));
         let restart_points =
             RestartPoints::start(layout, file_systems, &control, &shared, checkpoint.redo)
@@ -414,10 +422,6 @@ fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenErr
     let path = layout.at("backup_label");
     if layout.metadata(&path)?.is_some() {
         return Err(OpenError::BackupLabel { path });
-    }
-    let path = layout.at("pg_tblspc");
-    if let Some(entry) = layout.list(&path)?.first() {
-        return Err(OpenError::Tablespace { path: path.join(&entry.name) });
     }
     match refusal(control) {
         Some(refusal) => Err(OpenError::Refused(refusal)),

@@ -73,14 +73,14 @@ fn a_record_refused_for_its_second_page_changes_not_even_its_first() {
     let mut store = open(directory.path());
     let mut wal = Wal::new();
     store.replay(&wal.image(main_page(1, 0), some_page(1)).raw()).unwrap();
-    let elsewhere = RelFileLocator { tablespace: 16400, database: 5, relation: 1 };
+    let elsewhere = RelFileLocator { tablespace: 1664, database: 5, relation: 1 };
     let elsewhere = PageId { locator: elsewhere, fork: ForkNumber::Main, block: 0 };
     let block =
         |page| Block { page, will_init: false, image: Some(Box::new(some_page(9))), data: vec![] };
     let blocks = [block(main_page(1, 0)), block(elsewhere)];
     let record = wal.record(RmgrId::XLOG, xlog::FPI, 0, &blocks, &[]);
     match store.replay(&record.raw()) {
-        Err(ReplayError::Refused { at, refusal: Refusal::Tablespace(locator) }) => {
+        Err(ReplayError::Refused { at, refusal: Refusal::Place(locator) }) => {
             assert_eq!((at, locator), (record.start, elsewhere.locator));
         }
         other => panic!("{other:?}"),
@@ -461,8 +461,10 @@ fn refuses_directories_that_are_no_stores() {
         assert!(!directory.path().join("postmaster.pid").exists());
         error.to_string()
     };
-    let tablespace = refused(&|path| std::fs::create_dir(path.join("pg_tblspc/16400")).unwrap());
-    assert!(tablespace.contains("tablespace"), "{tablespace}");
+    let tablespace = refused(&|path| {
+        std::os::unix::fs::symlink("/leader", path.join("pg_tblspc/16400")).unwrap();
+    });
+    assert!(tablespace.contains("it points to /leader"), "{tablespace}");
     let full_page_writes = refused(&|path| {
         change_control(path, |control| control.check_point_copy.full_page_writes = false);
     });

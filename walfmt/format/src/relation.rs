@@ -43,6 +43,23 @@ impl fmt::Debug for RelFileLocator {
     }
 }
 
+/// A database's directory in one tablespace; it may have one in each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DatabaseLocator {
+    /// Tablespace OID.
+    pub tablespace: u32,
+    /// Database OID; 0 stands for the shared relations, in `pg_global`.
+    pub database: u32,
+}
+
+impl RelFileLocator {
+    /// The directory that the relation's files are in.
+    #[must_use]
+    pub const fn directory(self) -> DatabaseLocator {
+        DatabaseLocator { tablespace: self.tablespace, database: self.database }
+    }
+}
+
 /// A relation's fork (`ForkNumber`, `src/include/common/relpath.h`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]

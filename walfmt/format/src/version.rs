@@ -38,6 +38,10 @@ pub struct Version {
     pub image: ImageFlags,
     /// Size of one dropped-statistics item in commit and abort records, in bytes.
     pub dropped_stats_item_size: usize,
+    /// How many catalogs a relation map has room for (`MAX_MAPPINGS`).
+    pub relation_map_slots: usize,
+    /// A relation map's size in bytes (`RelMapFile`).
+    pub relation_map_size: usize,
 }
 
 /// The majors walferry knows, oldest first.
@@ -50,9 +54,18 @@ pub const VERSIONS: &[Version] = &[Version {
     slru_page_number_size: 4,
     image: ImageFlags { has_hole: 0x01, apply: 0x02, pglz: 0x04, lz4: 0x08, zstd: 0x10 },
     dropped_stats_item_size: 12,
+    relation_map_slots: 62,
+    relation_map_size: 512,
 }];
 
 impl Version {
+    /// The directory within a tablespace that belongs to this major
+    /// (`TABLESPACE_VERSION_DIRECTORY`).
+    #[must_use]
+    pub fn tablespace_directory(&self) -> String {
+        format!("PG_{}_{}", self.major, self.catalog_version)
+    }
+
     /// The major whose WAL pages begin with `magic`.
     #[must_use]
     pub fn from_page_magic(magic: u16) -> Option<&'static Self> {

@@ -59,6 +59,11 @@ macro_rules! corrupt_from {
 }
 corrupt_from!(CursorError, ImageError, PageError);
 corrupt_from!(walfmt::rmgr::clog::ClogError, walfmt::rmgr::smgr::SmgrError);
+corrupt_from!(
+    walfmt::rmgr::relmap::RelMapError,
+    walfmt::rmgr::database::DatabaseError,
+    walfmt::rmgr::tablespace::TablespaceError
+);
 corrupt_from!(walfmt::rmgr::xlog::XlogError, walfmt::rmgr::generic::FragmentError);
 corrupt_from!(walfmt::rmgr::commit_ts::CommitTsError, walfmt::rmgr::multixact::MultiXactError);
 corrupt_from!(walfmt::rmgr::xact::PrepareError);

@@ -3,8 +3,11 @@
 use std::convert::Infallible;
 
 use walfmt::record::RecordHeader;
-use walfmt::relation::{BlockNumber, ForkNumber, PageId, RelFileLocator, RelFork};
+use walfmt::relation::{BlockNumber, DatabaseLocator, ForkNumber, PageId, RelFileLocator, RelFork};
 use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::heap2::RewriteMapping;
+use walfmt::rmgr::relmap::RelationMap;
+use walfmt::rmgr::tablespace::CreateTablespace;
 use walfmt::rmgr::xlog::Change;
 use walfmt::version::VERSIONS;
 use walfmt::{BLOCK_SIZE, BlockReference, Lsn, Record, TransactionId};
@@ -97,6 +100,53 @@ impl PageAccess for Calls {
         locators: &mut dyn Iterator<Item = RelFileLocator>,
     ) -> Result<(), Infallible> {
         self.0.push(format!("drop {:?}", locators.collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    fn write_relation_map(&mut self, map: &RelationMap<'_>) -> Result<(), Infallible> {
+        self.0.push(format!("map of {:?}", map.database));
+        Ok(())
+    }
+
+    fn create_database(&mut self, directory: DatabaseLocator) -> Result<(), Infallible> {
+        self.0.push(format!("create {directory:?}"));
+        Ok(())
+    }
+
+    fn copy_database(
+        &mut self,
+        from: DatabaseLocator,
+        to: DatabaseLocator,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("copy {from:?} to {to:?}"));
+        Ok(())
+    }
+
+    fn drop_databases(
+        &mut self,
+        directories: &mut dyn Iterator<Item = DatabaseLocator>,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("drop {:?}", directories.collect::<Vec<_>>()));
+        Ok(())
+    }
+
+    fn create_tablespace(&mut self, create: &CreateTablespace<'_>) -> Result<(), Infallible> {
+        let place = if create.location.is_empty() { "in place" } else { "elsewhere" };
+        self.0.push(format!("create tablespace {} {place}", create.tablespace));
+        Ok(())
+    }
+
+    fn drop_tablespace(&mut self, tablespace: u32) -> Result<(), Infallible> {
+        self.0.push(format!("drop tablespace {tablespace}"));
+        Ok(())
+    }
+
+    fn write_rewrite_mapping(
+        &mut self,
+        record: &Record<'_>,
+        mapping: &RewriteMapping<'_>,
+    ) -> Result<(), Infallible> {
+        self.0.push(format!("write {}", mapping.file_name(record.header.xid)));
         Ok(())
     }
 

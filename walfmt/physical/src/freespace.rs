@@ -8,10 +8,12 @@
 //!           2 the first of the bottom level, 3 the next of the bottom level, ...
 //! ```
 //!
-//! All of it is a hint. Replay writes to the bottom level only. Left out is what PostgreSQL does
-//! to the two upper levels after a truncation (`FreeSpaceMapVacuumRange`): it is a change to three
-//! pages that depends on all of them, its result is not kept by a server with checksums either,
-//! and the next vacuum makes up for it.
+//! All of it is a hint. Replay writes to the bottom level, and to the two upper levels only when the
+//! heap is cut: slots of what was cut become 0, so that no search of a server that takes over is
+//! led there. PostgreSQL then also copies what the last pages left say of themselves into the
+//! levels above (`FreeSpaceMapVacuumRange`); we do not, because it is a change that depends on more
+//! than one page. Such a slot may promise more than there is; the first search that it misleads
+//! corrects it (`fsm_search`), and so does the next vacuum.
 //!
 //! Rules: `src/backend/storage/freespace/freespace.c`, `src/backend/storage/freespace/fsmpage.c`.
 
@@ -59,14 +61,19 @@ pub const fn blocks_after_truncation(heap_blocks: BlockNumber) -> BlockNumber {
     if heap_blocks.is_multiple_of(SLOTS_PER_PAGE) { first_removed } else { first_removed + 1 }
 }
 
-/// The bottom page that a heap of `heap_blocks` blocks uses in part only, if there is one.
-#[must_use]
-pub const fn boundary_block(heap_blocks: BlockNumber) -> Option<BlockNumber> {
-    if heap_blocks.is_multiple_of(SLOTS_PER_PAGE) {
-        None
-    } else {
-        Some(bottom_block(heap_blocks / SLOTS_PER_PAGE))
-    }
+/// The pages of the map that keep some of their slots, or none but exist, when the heap is cut to
+/// `heap_blocks` blocks: the block, and the first slot that is forgotten. One of each level at most.
+pub(crate) fn cut_pages(heap_blocks: BlockNumber) -> impl Iterator<Item = (BlockNumber, u32)> {
+    let bottom = bottom_block(heap_blocks / SLOTS_PER_PAGE);
+    let bottom_slot = heap_blocks % SLOTS_PER_PAGE;
+    let first_gone = heap_blocks.div_ceil(SLOTS_PER_PAGE);
+    let middle = bottom_block(first_gone / SLOTS_PER_PAGE * SLOTS_PER_PAGE) - 1;
+    let middle_slot = first_gone % SLOTS_PER_PAGE;
+    let root_slot = first_gone.div_ceil(SLOTS_PER_PAGE);
+    let left = blocks_after_truncation(heap_blocks);
+    [(0, root_slot), (middle, middle_slot), (bottom, bottom_slot)]
+        .into_iter()
+        .filter(move |(block, _)| *block < left)
 }
 
 /// The block of the bottom level's page number `page` (`fsm_logical_to_physical`): before it lie
@@ -109,11 +116,13 @@ pub(crate) fn record(page: &mut Page, heap_block: BlockNumber, free_bytes: u16) 
     true
 }
 
-/// Forgets the free space of all heap blocks from `heap_blocks` on (`fsm_truncate_avail`).
-pub(crate) fn truncate(page: &mut Page, heap_blocks: BlockNumber) {
+/// Forgets what the map's page number `block` says of heap blocks from `heap_blocks` on
+/// (`fsm_truncate_avail`).
+pub(crate) fn truncate(page: &mut Page, block: BlockNumber, heap_blocks: BlockNumber) {
+    let Some((_, first)) = cut_pages(heap_blocks).find(|(cut, _)| *cut == block) else { return };
     page::init_if_new(page);
     let nodes = &mut page[NODES_AT..];
-    let slots = &mut nodes[INNER_NODES + (heap_blocks % SLOTS_PER_PAGE) as usize..];
+    let slots = &mut nodes[INNER_NODES + first as usize..];
     if slots.iter().any(|slot| *slot != 0) {
         slots.fill(0);
         rebuild(nodes);
@@ -151,8 +160,10 @@ mod tests {
         assert!(!record(&mut page, SLOTS_PER_PAGE + 3, 321), "the same category");
         assert!(record(&mut page, 4, 8160));
         assert_eq!(root(&page), 255);
-        truncate(&mut page, 4);
+        truncate(&mut page, 2, 4);
         assert_eq!(root(&page), 10);
+        truncate(&mut page, 3, 4);
+        assert_eq!(root(&page), 10, "another page");
     }
 
     #[test]
@@ -175,8 +186,27 @@ mod tests {
 
     #[test]
     fn a_map_is_cut_at_page_boundaries() {
-        assert_eq!((blocks_after_truncation(1), boundary_block(1)), (3, Some(2)));
-        assert_eq!((blocks_after_truncation(4069), boundary_block(4069)), (3, None));
-        assert_eq!((blocks_after_truncation(0), boundary_block(0)), (2, None));
+        let cut = |heap_blocks| {
+            (blocks_after_truncation(heap_blocks), cut_pages(heap_blocks).collect::<Vec<_>>())
+        };
+        assert_eq!(cut(0), (2, vec![(0, 0), (1, 0)]));
+        assert_eq!(cut(1), (3, vec![(0, 1), (1, 1), (2, 1)]));
+        assert_eq!(cut(4069), (3, vec![(0, 1), (1, 1)]));
+        // One heap block of the last bottom page of the first middle page is left.
+        let heap = 4068 * 4069 + 1;
+        assert_eq!(cut(heap), (2 + 4069, vec![(0, 1), (2 + 4068, 1)]));
+        // All of the first middle page is left, and the second one with nothing.
+        let heap = 4069 * 4069;
+        assert_eq!(cut(heap), (2 + 4069 + 1, vec![(0, 1), (2 + 4069, 0)]));
+        assert!(cut_pages(u32::MAX).all(|(_, slot)| slot < SLOTS_PER_PAGE));
+    }
+
+    #[test]
+    fn no_upper_page_leads_behind_a_cut() {
+        let mut middle = [0; BLOCK_SIZE];
+        record(&mut middle, 0, 320); // an upper page has the same tree
+        record(&mut middle, 7, 640);
+        truncate(&mut middle, 1, 3 * SLOTS_PER_PAGE + 5);
+        assert_eq!(root(&middle), 10);
     }
 }

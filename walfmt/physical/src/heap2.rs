@@ -1,12 +1,12 @@
-//! What Heap2's records do: pruning, vacuum, freezing, inserts of many tuples, and the bits of the
-//! visibility map.
+//! What Heap2's records do: pruning, vacuum, freezing, inserts of many tuples, the bits of the
+//! visibility map, and files for logical decoding of rewritten catalogs.
 //!
 //! Rules: `src/backend/access/heap/heapam.c`, from `heap_xlog_prune` on, of 15.
 
 use walfmt::page::ItemId;
 use walfmt::relation::ForkNumber;
 use walfmt::rmgr::heap::{LOCK_ALL_FROZEN_CLEARED, Lock, insert_flags};
-use walfmt::rmgr::heap2::{self, FreezePage, MultiInsert, Prune, Visible};
+use walfmt::rmgr::heap2::{self, FreezePage, MultiInsert, Prune, RewriteMapping, Visible};
 use walfmt::{BlockReference, Record, TransactionId};
 
 use crate::fault::Fault;
@@ -17,16 +17,28 @@ use crate::{Page, page};
 /// Checks that a record's opcode and block references are possible.
 pub(crate) fn check(record: &Record<'_>) -> Result<(), Fault> {
     match record.header.info & heap2::OPCODE_MASK {
-        heap2::REWRITE => Err(Fault::Unsupported(
-            "mapping files for logical decoding of rewritten catalogs (wal_level = logical)",
-        )),
-        heap2::NEW_CID => Ok(()),
+        heap2::NEW_CID | heap2::REWRITE => Ok(()),
         heap2::VISIBLE => check_visible(record),
         opcode => {
             heap::check_heap_block(record, opcode == heap2::MULTI_INSERT)?;
             clears(record).map(drop)
         }
     }
+}
+
+/// The file that a REWRITE record writes to; none for other records.
+pub(crate) fn rewrite_mapping<'a>(
+    record: &Record<'a>,
+) -> Result<Option<RewriteMapping<'a>>, Fault> {
+    if record.header.info & heap2::OPCODE_MASK != heap2::REWRITE {
+        return Ok(None);
+    }
+    let mapping = RewriteMapping::read(record.main_data)?;
+    let end = mapping.offset.checked_add(mapping.mappings.len() as u64);
+    if end.is_none_or(|end| i64::try_from(end).is_err()) {
+        return Err(Fault::corrupt(format!("a mapping file written at {}", mapping.offset)));
+    }
+    Ok(Some(mapping))
 }
 
 /// VISIBLE has two block references, which must fit together: 0 the map's page, 1 the heap's.

@@ -23,6 +23,7 @@
 mod btree;
 mod clog;
 mod commit_ts;
+mod database;
 mod fault;
 #[cfg(test)]
 mod fixture;
@@ -35,10 +36,12 @@ pub mod mask;
 mod multixact;
 pub mod page;
 mod redo;
+mod relmap;
 mod replication_origin;
 mod route;
 mod sequence;
 mod smgr;
+mod tablespace;
 pub mod visibilitymap;
 mod xact;
 mod xlog;
@@ -50,7 +53,10 @@ pub use redo::{page_need, redo_page};
 pub use replication_origin::OriginChange;
 pub use route::{RouteError, route};
 
-use walfmt::relation::{BlockNumber, PageId, RelFileLocator, RelFork};
+use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFileLocator, RelFork};
+use walfmt::rmgr::heap2::RewriteMapping;
+use walfmt::rmgr::relmap::RelationMap;
+use walfmt::rmgr::tablespace::CreateTablespace;
 use walfmt::{Lsn, Record, TransactionId, Version};
 
 /// A page, 8 kB.
@@ -91,7 +97,7 @@ pub enum PageChange {
         /// Heap blocks left.
         heap_blocks: BlockNumber,
     },
-    /// The heap was cut to this many blocks: forget what the leaf page says of the rest.
+    /// The heap was cut to this many blocks: forget what the page says of the rest.
     TruncateFreeSpace {
         /// Heap blocks left.
         heap_blocks: BlockNumber,
@@ -159,6 +165,40 @@ pub trait PageAccess {
     fn drop_relations(
         &mut self,
         locators: &mut dyn Iterator<Item = RelFileLocator>,
+    ) -> Result<(), Self::Error>;
+
+    /// Replace a relation map.
+    fn write_relation_map(&mut self, map: &RelationMap<'_>) -> Result<(), Self::Error>;
+
+    /// Make a database's directory and its `PG_VERSION`; no error if they are there. Its files
+    /// follow one by one.
+    fn create_database(&mut self, directory: DatabaseLocator) -> Result<(), Self::Error>;
+
+    /// Make `to`, which is removed if it is there, a copy of `from` as of this record, which is
+    /// made empty if it is not there.
+    fn copy_database(
+        &mut self,
+        from: DatabaseLocator,
+        to: DatabaseLocator,
+    ) -> Result<(), Self::Error>;
+
+    /// Remove these directories and all that is in them.
+    fn drop_databases(
+        &mut self,
+        directories: &mut dyn Iterator<Item = DatabaseLocator>,
+    ) -> Result<(), Self::Error>;
+
+    /// Make a tablespace's directory; no error if it is there.
+    fn create_tablespace(&mut self, create: &CreateTablespace<'_>) -> Result<(), Self::Error>;
+
+    /// Remove a tablespace's directory, as far as it is empty.
+    fn drop_tablespace(&mut self, tablespace: u32) -> Result<(), Self::Error>;
+
+    /// Write to a file of `pg_logical/mappings`, and cut it to where that ends.
+    fn write_rewrite_mapping(
+        &mut self,
+        record: &Record<'_>,
+        mapping: &RewriteMapping<'_>,
     ) -> Result<(), Self::Error>;
 
     /// Write the outcome of these transactions (one and its subtransactions) into `pg_xact`.

@@ -73,7 +73,7 @@ pub fn redo_page(
             changed(true)
         }
         PageChange::TruncateFreeSpace { heap_blocks } => {
-            freespace::truncate(page, heap_blocks);
+            freespace::truncate(page, page_id.block, heap_blocks);
             changed(true)
         }
     };

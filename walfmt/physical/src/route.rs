@@ -3,14 +3,18 @@
 use walfmt::Record;
 use walfmt::relation::PageId;
 use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::heap2::RewriteMapping;
+use walfmt::rmgr::relmap::RelationMap;
 use walfmt::rmgr::xlog::{self as xlog_records, Change};
 
+use crate::database::DatabaseChange;
 use crate::fault::Fault;
 use crate::heap::Clears;
+use crate::tablespace::TablespaceChange;
 use crate::{
     CommitTsChange, MultiXactChange, OriginChange, PageAccess, PageChange, RedoContext, RedoError,
-    btree, clog, commit_ts, generic, heap, heap2, logical_message, multixact, replication_origin,
-    sequence, smgr, visibilitymap, xact, xlog,
+    btree, clog, commit_ts, database, generic, heap, heap2, logical_message, multixact, relmap,
+    replication_origin, sequence, smgr, tablespace, visibilitymap, xact, xlog,
 };
 
 /// Why a record had not all of its effects.
@@ -51,6 +55,10 @@ enum Effect<'a> {
     MultiXact(MultiXactChange<'a>),
     CommitTs(CommitTsChange),
     Origin(OriginChange),
+    RelationMap(RelationMap<'a>),
+    Database(DatabaseChange<'a>),
+    Tablespace(TablespaceChange<'a>),
+    RewriteMapping(RewriteMapping<'a>),
     Server(Change),
 }
 
@@ -60,7 +68,13 @@ impl<'a> Effect<'a> {
         let effect = match record.header.rmgr {
             RmgrId::XLOG => return Ok(xlog::read(record)?.map_or(Self::None, Self::Server)),
             RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
-            RmgrId::HEAP2 => return heap2::check(record).map(|()| Self::None),
+            RmgrId::HEAP2 => {
+                heap2::check(record)?;
+                match heap2::rewrite_mapping(record)? {
+                    Some(mapping) => Self::RewriteMapping(mapping),
+                    None => return Ok(Self::None),
+                }
+            }
             RmgrId::BTREE => return btree::check(record).map(|()| Self::None),
             RmgrId::SEQUENCE => return sequence::check(record).map(|()| Self::None),
             RmgrId::GENERIC => return generic::check(record).map(|()| Self::None),
@@ -74,6 +88,9 @@ impl<'a> Effect<'a> {
             }
             RmgrId::LOGICAL_MESSAGE => logical_message::check(record).map(|()| Self::None)?,
             RmgrId::STANDBY => Self::None,
+            RmgrId::DATABASE => Self::Database(database::read(record)?),
+            RmgrId::TABLESPACE => Self::Tablespace(tablespace::read(record)?),
+            RmgrId::RELMAP => Self::RelationMap(relmap::read(record, context)?),
             _ => return Err(Fault::Unsupported("records of this resource manager")),
         };
         match record.blocks.first() {
@@ -122,6 +139,10 @@ fn apply<A: PageAccess>(
         Effect::MultiXact(change) => multixact::apply(change, record, access),
         Effect::CommitTs(change) => access.change_commit_times(change),
         Effect::Origin(change) => access.change_origin(change),
+        Effect::RelationMap(map) => access.write_relation_map(map),
+        Effect::Database(change) => change.apply(access),
+        Effect::Tablespace(change) => change.apply(access),
+        Effect::RewriteMapping(mapping) => access.write_rewrite_mapping(record, mapping),
         Effect::Server(change) => access.server_state(record, change),
     }
 }
@@ -302,6 +323,8 @@ mod tests {
             [
                 "xid 700",
                 "create 1/2/3",
+                "change 1/2/3_fsm block 0 TruncateFreeSpace { heap_blocks: 5000 }",
+                "change 1/2/3_fsm block 1 TruncateFreeSpace { heap_blocks: 5000 }",
                 "change 1/2/3_fsm block 3 TruncateFreeSpace { heap_blocks: 5000 }",
                 "change 1/2/3_vm block 0 TruncateVisibility { heap_blocks: 5000 }",
                 "cut 1/2/3 to 5000",
@@ -312,7 +335,14 @@ mod tests {
         main[..4].fill(0);
         assert_eq!(
             calls(&record(RmgrId::SMGR, smgr::TRUNCATE, &main, &[]))[1..],
-            ["create 1/2/3", "cut 1/2/3 to 0", "cut 1/2/3_fsm to 2", "cut 1/2/3_vm to 0"]
+            [
+                "create 1/2/3",
+                "change 1/2/3_fsm block 0 TruncateFreeSpace { heap_blocks: 0 }",
+                "change 1/2/3_fsm block 1 TruncateFreeSpace { heap_blocks: 0 }",
+                "cut 1/2/3 to 0",
+                "cut 1/2/3_fsm to 2",
+                "cut 1/2/3_vm to 0",
+            ]
         );
     }
 
@@ -326,6 +356,39 @@ mod tests {
     }
 
     #[test]
+    fn directories_and_maps_come_and_go() {
+        let words = |words: &[u32]| -> Vec<u8> {
+            words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        let mut map = words(&[5, 1663, 512, 0, 1]);
+        map.resize(12 + 512, 0);
+        let mut mapping = words(&[500, 5, 1259, 0, 0, 0, 1, 0, 9, 0]);
+        mapping.resize(40 + 36, 7);
+        for (rmgr, opcode, main, expected) in [
+            (RmgrId::RELMAP, 0x00, &map, "map of"),
+            (RmgrId::DATABASE, 0x00, &words(&[7, 1663, 1, 1663]), "copy"),
+            (RmgrId::DATABASE, 0x10, &words(&[7, 16390]), "create DatabaseLocator"),
+            (RmgrId::DATABASE, 0x20, &words(&[7, 1, 1663]), "drop ["),
+            (RmgrId::TABLESPACE, 0x00, &vec![1, 64, 0, 0, 0], "create tablespace 16385 in place"),
+            (RmgrId::TABLESPACE, 0x10, &words(&[16385]), "drop tablespace 16385"),
+            (RmgrId::HEAP2, heap2::REWRITE, &mapping, "write map-5-4eb-0_9-1f4-2bc"),
+        ] {
+            let called = calls(&record(rmgr, opcode, main, &[]));
+            assert_eq!(called.len(), 2, "{called:?}");
+            assert!(called[1].starts_with(expected), "{called:?}");
+            for length in 0..main.len() {
+                refusal(&record(rmgr, opcode, &main[..length], &[]));
+            }
+        }
+        for rmgr in [RmgrId::RELMAP, RmgrId::DATABASE, RmgrId::TABLESPACE] {
+            assert!(refusal(&record(rmgr, 0x70, &[], &[])).contains("no opcode 0x70"));
+        }
+        mapping[16..24].fill(0xFF);
+        let beyond = record(RmgrId::HEAP2, heap2::REWRITE, &mapping, &[]);
+        assert!(refusal(&beyond).contains("a mapping file written at"));
+    }
+
+    #[test]
     fn a_hint_may_have_no_image_and_other_images_may_not() {
         let blocks = [block(0, page_id(ForkNumber::Main, 1), &[])];
         let hint = record(RmgrId::XLOG, xlog_records::FPI_FOR_HINT, &[], &blocks);
@@ -336,9 +399,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_has_no_effect_at_all() {
-        let rewrite = record(RmgrId::HEAP2, heap2::REWRITE, &[], &[]);
-        assert!(refusal(&rewrite).contains("mapping files"));
-        for rmgr in [4, 5, 7, 12, 13, 14, 16, 17, 128, 255] {
+        for rmgr in [12, 13, 14, 16, 17, 128, 255] {
             let record = record(RmgrId(rmgr), 0, &[], &[]);
             assert!(refusal(&record).contains("this resource manager"), "{rmgr}");
         }

@@ -49,11 +49,11 @@ fn apply_truncate<A: PageAccess>(
     let map_page = |fork, block| PageId { locator, fork, block };
 
     access.create_fork(fork(ForkNumber::Main))?;
-    if flags & smgr::TRUNCATE_FSM != 0
-        && let Some(block) = freespace::boundary_block(heap_blocks)
-    {
-        let page = map_page(ForkNumber::FreeSpace, block);
-        access.change_page(record, page, PageChange::TruncateFreeSpace { heap_blocks })?;
+    if flags & smgr::TRUNCATE_FSM != 0 {
+        for (block, _) in freespace::cut_pages(heap_blocks) {
+            let page = map_page(ForkNumber::FreeSpace, block);
+            access.change_page(record, page, PageChange::TruncateFreeSpace { heap_blocks })?;
+        }
     }
     if flags & smgr::TRUNCATE_VM != 0
         && let Some(block) = visibilitymap::boundary_block(heap_blocks)

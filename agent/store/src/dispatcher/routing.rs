@@ -2,7 +2,10 @@
 
 use std::sync::PoisonError;
 
-use walfmt::relation::{BlockNumber, PageId, RelFork};
+use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFork};
+use walfmt::rmgr::heap2::RewriteMapping;
+use walfmt::rmgr::relmap::RelationMap;
+use walfmt::rmgr::tablespace::CreateTablespace;
 use walfmt::rmgr::xlog::{Change, CheckPoint, ParameterChange, WalLevel};
 use walfmt::{ForkNumber, Lsn, RawRecord, Record, RelFileLocator, TransactionId};
 use walfmt_physical::{
@@ -19,6 +22,7 @@ use crate::relations::ForkId;
 use crate::restart_point::{RestartPoint, end_backup};
 use crate::worker::Doomed;
 use crate::workers::ThreadGone;
+use crate::{databases, mappings, relation_maps, tablespaces};
 
 /// The record at hand, and the dispatcher that takes its effects.
 pub(super) struct Routing<'a> {
@@ -38,7 +42,7 @@ impl Routing<'_> {
 
     fn intern(&mut self, fork: RelFork) -> Result<ForkId, ReplayError> {
         if !Layout::holds(fork.locator) {
-            return Err(self.refused(Refusal::Tablespace(fork.locator)));
+            return Err(self.refused(Refusal::Place(fork.locator)));
         }
         Ok(self.dispatcher.relations.intern(fork))
     }
@@ -88,6 +92,43 @@ impl Routing<'_> {
         Ok(())
     }
 
+    /// Waits until all that the records so far do to pages is done, for an action that looks at
+    /// more than its own relation.
+    fn settle(&mut self) -> Result<(), ReplayError> {
+        self.before_file_action()?;
+        self.dispatcher.workers.settle().map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        if self.dispatcher.shared.has_failed() {
+            self.dispatcher.check()?;
+        }
+        Ok(())
+    }
+
+    /// Has all changed pages written to their files, and waits for it.
+    fn write_all_back(&mut self) -> Result<(), ReplayError> {
+        self.settle()?;
+        let dispatcher = &mut *self.dispatcher;
+        let gone = |ThreadGone| ReplayError::ThreadGone;
+        dispatcher.restart_points.wait().map_err(gone)?;
+        let written = dispatcher.workers.write_back().map_err(gone)?;
+        for _ in 0..dispatcher.workers.count() {
+            // Why one could not is in `shared`.
+            written.recv().map_err(|_| ReplayError::ThreadGone)?;
+        }
+        dispatcher.check()
+    }
+
+    /// Forgets all relations in these directories, which are going to be removed.
+    fn forget_directories(&mut self, directories: &[DatabaseLocator]) -> Result<(), ReplayError> {
+        let locators = self.dispatcher.relations.in_directories(directories);
+        let mut numbers = self.dispatcher.relations.known(&locators);
+        numbers.sort_unstable();
+        self.forget(Doomed::Relations(numbers))?;
+        for locator in locators {
+            self.dispatcher.relations.forget(locator);
+        }
+        Ok(())
+    }
+
     fn forget(&mut self, doomed: Doomed) -> Result<(), ReplayError> {
         self.before_file_action()?;
         let forgotten = self.dispatcher.workers.forget(doomed);
@@ -112,7 +153,10 @@ impl Routing<'_> {
             return Err(self.refused(Refusal::FullPageWritesOff));
         }
         let dispatcher = &mut *self.dispatcher;
-        if dispatcher.shared.invalid_pages.is_empty() {
+        // After a file copy the restart point may be made late, when no page is missing any more:
+        // whatever explained them will be replayed again.
+        let covers_file_copy = dispatcher.file_copy.is_some_and(|copy| contents.redo > copy);
+        if covers_file_copy || dispatcher.shared.invalid_pages.is_empty() {
             dispatcher.candidate = Some(RestartPoint {
                 check_point: record.start,
                 end: record.end,
@@ -177,9 +221,7 @@ impl PageAccess for Routing<'_> {
         let fork = self.intern(page.rel_fork())?;
         if matches!(change, PageChange::TruncateFreeSpace { .. }) {
             // What is under way about blocks behind the cut must not come after it.
-            self.before_file_action()?;
-            let settled = self.dispatcher.workers.settle();
-            settled.map_err(|ThreadGone| ReplayError::ThreadGone)?;
+            self.settle()?;
         }
         let need = page_need(record, change);
         let taken = self.is_taken(fork, page, need)?;
@@ -223,7 +265,7 @@ impl PageAccess for Routing<'_> {
     ) -> Result<(), ReplayError> {
         let locators: Vec<_> = locators.collect();
         if let Some(elsewhere) = locators.iter().find(|locator| !Layout::holds(**locator)) {
-            return Err(self.refused(Refusal::Tablespace(*elsewhere)));
+            return Err(self.refused(Refusal::Place(*elsewhere)));
         }
         let mut numbers = self.dispatcher.relations.known(&locators);
         numbers.sort_unstable();
@@ -233,6 +275,75 @@ impl PageAccess for Routing<'_> {
             self.dispatcher.shared.invalid_pages.forget_dropped(locator);
         }
         Ok(())
+    }
+
+    fn write_relation_map(&mut self, map: &RelationMap<'_>) -> Result<(), ReplayError> {
+        self.settle()?;
+        relation_maps::write(&self.dispatcher.layout, map).map_err(self.file_error())
+    }
+
+    fn create_database(&mut self, directory: DatabaseLocator) -> Result<(), ReplayError> {
+        let version = self.dispatcher.context.version;
+        databases::create(&self.dispatcher.layout, directory, version).map_err(self.file_error())
+    }
+
+    fn copy_database(
+        &mut self,
+        from: DatabaseLocator,
+        to: DatabaseLocator,
+    ) -> Result<(), ReplayError> {
+        self.write_all_back()?;
+        let layout = self.dispatcher.layout.clone();
+        let at = self.raw.start;
+        let fault = databases::copy_fault(&layout, from, to, self.raw.end);
+        if let Some(fault) = fault.map_err(self.file_error())? {
+            return Err(ReplayError::Copy { at, fault });
+        }
+        self.forget_directories(&[to])?;
+        databases::copy(&layout, from, to).map_err(self.file_error())?;
+        self.dispatcher.file_copy = Some(at);
+        Ok(())
+    }
+
+    fn drop_databases(
+        &mut self,
+        directories: &mut dyn Iterator<Item = DatabaseLocator>,
+    ) -> Result<(), ReplayError> {
+        let directories: Vec<_> = directories.collect();
+        self.forget_directories(&directories)?;
+        for directory in directories {
+            databases::remove(&self.dispatcher.layout, directory).map_err(self.file_error())?;
+            self.dispatcher.shared.invalid_pages.forget_directory(directory);
+        }
+        Ok(())
+    }
+
+    fn create_tablespace(&mut self, create: &CreateTablespace<'_>) -> Result<(), ReplayError> {
+        let layout = &self.dispatcher.layout;
+        tablespaces::create(layout, create)
+            .and_then(|()| {
+                let directory = layout.tablespace_directory(create.tablespace);
+                self.dispatcher.restart_points.file_systems().add(layout, &directory)
+            })
+            .map_err(self.file_error())?;
+        let created = tablespaces::Created::new(self.raw.start, create);
+        self.dispatcher.created_tablespaces.extend(created);
+        Ok(())
+    }
+
+    fn drop_tablespace(&mut self, tablespace: u32) -> Result<(), ReplayError> {
+        self.settle()?;
+        tablespaces::remove(&self.dispatcher.layout, tablespace).map_err(self.file_error())
+    }
+
+    fn write_rewrite_mapping(
+        &mut self,
+        record: &Record<'_>,
+        mapping: &RewriteMapping<'_>,
+    ) -> Result<(), ReplayError> {
+        let name = mapping.file_name(record.header.xid);
+        mappings::write(&self.dispatcher.layout, &name, mapping.offset, mapping.mappings)
+            .map_err(self.file_error())
     }
 
     fn set_transaction_status(

@@ -211,8 +211,13 @@ impl Wal {
             bytes.push(253);
             bytes.extend(self.origin.to_le_bytes());
         }
-        if !main.is_empty() {
-            bytes.extend([255, u8::try_from(main.len()).unwrap()]);
+        match u8::try_from(main.len()) {
+            Ok(0) => {}
+            Ok(length) => bytes.extend([255, length]),
+            Err(_) => {
+                bytes.push(254);
+                bytes.extend(u32::try_from(main.len()).unwrap().to_le_bytes());
+            }
         }
         for block in blocks {
             bytes.extend(block.image.iter().flat_map(|image| image.iter()));
@@ -288,6 +293,25 @@ impl Wal {
         main.extend(locator(cut));
         main.extend(7_u32.to_le_bytes());
         self.record(RmgrId::SMGR, 0x20, 701, &[], &main)
+    }
+
+    /// A Database, Tablespace or RelMap record, whose contents are these words.
+    pub fn words(&mut self, rmgr: RmgrId, opcode: u8, words: &[u32]) -> Made {
+        let main: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.record(rmgr, opcode, 701, &[], &main)
+    }
+
+    pub fn copy_database(&mut self, from: (u32, u32), to: (u32, u32)) -> Made {
+        self.words(RmgrId::DATABASE, 0x00, &[to.1, to.0, from.1, from.0])
+    }
+
+    pub fn drop_database(&mut self, tablespace: u32, database: u32) -> Made {
+        self.words(RmgrId::DATABASE, 0x20, &[database, 1, tablespace])
+    }
+
+    pub fn create_tablespace(&mut self, tablespace: u32, location: &str) -> Made {
+        let main = [&tablespace.to_le_bytes()[..], location.as_bytes(), &[0]].concat();
+        self.record(RmgrId::TABLESPACE, 0x00, 701, &[], &main)
     }
 
     /// A record that nobody replays.

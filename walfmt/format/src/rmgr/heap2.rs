@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! main data                                             block references
-//! REWRITE       (only for logical decoding by a server: mapping files, no pages)
+//! REWRITE       40 bytes, then tuples, 36 bytes each      none; a file of `pg_logical/mappings`
 //! PRUNE         latestRemovedXid u32, nredirected u16,  0 heap page; data: pairs from, to;
 //!               ndead u16                                 dead; the rest unused; each u16
 //! VACUUM        nunused u16                             0 heap page; data: unused u16[]
@@ -26,13 +26,22 @@
 //!      8     2  t_infomask                     6     1  t_hoff
 //!     10     1  frzflags                       7        datalen bytes: the tuple from byte 23 on
 //!     11     1  (unused)
+//!
+//! REWRITE (xl_heap_rewrite_mapping)
+//! offset  size  field
+//!      0     4  mapped_xid      whoever decodes this transaction may need the file
+//!      4     4  mapped_db       0 for shared catalogs
+//!      8     4  mapped_rel
+//!     16     8  offset          where in the file
+//!     24     4  num_mappings
+//!     32     8  start_lsn       where the rewrite began
 //! ```
 //!
-//! Rules: `src/include/access/heapam_xlog.h` of 15.
+//! Rules: `src/include/access/heapam_xlog.h` of 15, `src/backend/access/heap/rewriteheap.c`.
 
 use crate::bytes::{u8_at, u16_at, u32_at};
 use crate::cursor::{Cursor, CursorError};
-use crate::lsn::TransactionId;
+use crate::lsn::{Lsn, TransactionId};
 use crate::rmgr::heap::TupleImage;
 
 pub use crate::rmgr::heap::{INIT_PAGE, OPCODE_MASK};
@@ -60,6 +69,62 @@ pub const FREEZE_XVAC: u8 = 0x02;
 pub const INVALID_XVAC: u8 = 0x04;
 
 const FREEZE_PLAN_SIZE: usize = 12;
+/// `sizeof(LogicalRewriteMappingData)`.
+const MAPPING_SIZE: usize = 36;
+
+/// REWRITE (`xl_heap_rewrite_mapping`): where tuples of a catalog went when it was rewritten, for
+/// logical decoding by a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RewriteMapping<'a> {
+    /// Whoever decodes this transaction may need it.
+    pub mapped_xid: TransactionId,
+    /// The catalog's database, 0 for shared catalogs.
+    pub database: u32,
+    /// The catalog's OID.
+    pub relation: u32,
+    /// Where in the file, in bytes; what comes after was not safe before this record.
+    pub offset: u64,
+    /// Where the rewrite began.
+    pub start: Lsn,
+    /// What the file holds there.
+    pub mappings: &'a [u8],
+}
+
+impl<'a> RewriteMapping<'a> {
+    /// Reads main data.
+    ///
+    /// # Errors
+    /// [`CursorError`] if its length is not what it says.
+    pub fn read(main_data: &'a [u8]) -> Result<Self, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        let mapped_xid = TransactionId(cursor.u32("mapped_xid")?);
+        let database = cursor.u32("mapped_db")?;
+        let relation = cursor.u32("mapped_rel")?;
+        cursor.u32("padding")?;
+        let offset = cursor.u64("offset")?;
+        let count = cursor.u32("num_mappings")? as usize;
+        cursor.u32("padding")?;
+        let start = Lsn(cursor.u64("start_lsn")?);
+        let mappings = cursor.take(count.saturating_mul(MAPPING_SIZE), "mappings")?;
+        cursor.finish("mappings")?;
+        Ok(Self { mapped_xid, database, relation, offset, start, mappings })
+    }
+
+    /// The file's name in `pg_logical/mappings` (`LOGICAL_REWRITE_FORMAT`); `xid` is the record's.
+    #[must_use]
+    pub fn file_name(&self, xid: TransactionId) -> String {
+        let Lsn(start) = self.start;
+        format!(
+            "map-{:x}-{:x}-{:X}_{:X}-{:x}-{:x}",
+            self.database,
+            self.relation,
+            start >> 32,
+            start as u32,
+            self.mapped_xid.0,
+            xid.0
+        )
+    }
+}
 
 /// Line pointer numbers, as they lie in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,6 +357,22 @@ impl<'b> Iterator for MultiInsertTuples<'_, 'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mapping_says_its_file() {
+        let mut main = Vec::new();
+        main.extend([500_u32, 5, 1259, 0].iter().flat_map(|word| word.to_le_bytes()));
+        main.extend(72_u64.to_le_bytes());
+        main.extend([1_u32, 0].iter().flat_map(|word| word.to_le_bytes()));
+        main.extend(0x0000_000A_0B00_00C8_u64.to_le_bytes());
+        main.extend([7; 36]);
+        let mapping = RewriteMapping::read(&main).expect("sound");
+        assert_eq!((mapping.offset, mapping.mappings), (72, &[7; 36][..]));
+        assert_eq!(mapping.file_name(TransactionId(501)), "map-5-4eb-A_B0000C8-1f4-1f5");
+        for length in 0..main.len() {
+            assert!(RewriteMapping::read(&main[..length]).is_err(), "{length}");
+        }
+    }
 
     #[test]
     fn prune_splits_its_offsets() {

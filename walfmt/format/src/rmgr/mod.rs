@@ -5,15 +5,18 @@
 pub mod btree;
 pub mod clog;
 pub mod commit_ts;
+pub mod database;
 pub mod generic;
 pub mod heap;
 pub mod heap2;
 pub mod logical_message;
 pub mod multixact;
+pub mod relmap;
 pub mod replication_origin;
 pub mod sequence;
 pub mod smgr;
 pub mod standby;
+pub mod tablespace;
 pub mod xact;
 pub mod xlog;
 
