@@ -217,5 +217,8 @@ pub fn known_pieces() -> Vec<Piece> {
         Piece::Multixact,
         Piece::Messages,
         Piece::Twophase,
+        Piece::RelationMaps,
+        Piece::Databases,
+        Piece::Tablespaces,
     ]
 }

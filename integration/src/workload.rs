@@ -73,7 +73,7 @@ impl Piece {
 
     /// Whether it is run by the first of two sessions; each runs its pieces one after the other.
     fn is_of_first_session(self) -> bool {
-        matches!(self, Self::Wide | Self::Databases | Self::Tablespaces | Self::RelationMaps)
+        matches!(self, Self::Wide | Self::Databases | Self::Tablespaces)
     }
 
     /// Records that it must write, as `pg_waldump --stats=record` calls them.
@@ -181,7 +181,8 @@ impl Workload {
         let of_session = |first: bool| {
             let pieces = self.pieces.iter().copied();
             pieces.filter(move |piece| {
-                *piece != Piece::Twophase && piece.is_of_first_session() == first
+                ![Piece::Twophase, Piece::RelationMaps].contains(piece)
+                    && piece.is_of_first_session() == first
             })
         };
         let sessions = [of_session(true).collect::<Vec<_>>(), of_session(false).collect()];
@@ -194,7 +195,12 @@ impl Workload {
             sessions.into_iter().try_for_each(|session| {
                 session.join().map_err(|_| anyhow!("a session panicked"))?
             })
-        })
+        })?;
+        // It locks catalogs in an order of its own: beside other DDL it would be in a deadlock.
+        if self.pieces.contains(&Piece::RelationMaps) {
+            self.run(Piece::RelationMaps, leader, scratch, round)?;
+        }
+        Ok(())
     }
 
     /// Prepares transactions (1), finishes them (2), leaves some open (3); nothing if that is none
