@@ -99,6 +99,67 @@ fn mixed_changes_survive() -> Result<()> {
     workload.survives()
 }
 
+#[test]
+fn what_is_kept_about_transactions_survives() -> Result<()> {
+    let workload = Workload {
+        name: "transactions",
+        data_checksums: false,
+        wal_compression: "off",
+        prepare: |leader| {
+            each(
+                leader,
+                "create table held (id int primary key, v int not null default 0);
+                 insert into held select generate_series(1, 2500);
+                 create table more (id int primary key, v int, filler text);
+                 insert into more select g, 0, repeat('m', 100) from generate_series(1, 4000) g;
+                 select pg_replication_origin_create('a'), pg_replication_origin_create('b');
+                 begin; insert into held values (10000); prepare transaction 'before the backup'",
+            )
+        },
+        work: |leader| each(leader, TRANSACTIONS),
+    };
+    workload.survives()
+}
+
+/// A multixact for each row; prepared transactions that end before, behind and between checkpoints;
+/// origins.
+const TRANSACTIONS: &str = "
+    begin; select count(*) from (select from held for key share) x; prepare transaction 'holder';
+    do $$ begin for i in 1..2500 loop begin perform from held where id = i for key share; exception when division_by_zero then null; end; end loop; end $$;
+    begin; create table born (id int); insert into born values (1); prepare transaction 'committed';
+    begin; create table unborn (id int); insert into unborn values (1); prepare transaction 'aborted';
+    select pg_replication_origin_advance('b', '0/100');
+    update more set v = v + 1 where id % 3 = 1;
+    insert into more select g, 1, repeat('m', 100) from generate_series(10000, 14000) g;
+    checkpoint;
+    select pg_replication_origin_session_setup('a'); begin; select pg_replication_origin_xact_setup('0/1000', now()); insert into held values (10001); commit;
+    commit prepared 'committed';
+    rollback prepared 'aborted';
+    begin; insert into held values (10002); prepare transaction 'brief';
+    commit prepared 'brief';
+    update more set v = v + 1 where id % 3 = 2;
+    insert into more select g, 1, repeat('m', 100) from generate_series(20000, 24000) g;
+    checkpoint;
+    begin; drop table born; prepare transaction 'drops';
+    do $$ begin for i in 1..2500 loop begin perform from held where id = i for key share; exception when division_by_zero then null; end; end loop; end $$;
+    update more set v = v + 1 where id % 3 = 0;
+    insert into more select g, 1, repeat('m', 100) from generate_series(30000, 34000) g;
+    checkpoint;
+    commit prepared 'drops';
+    select pg_replication_origin_drop('b');
+    select pg_replication_origin_session_setup('a'); begin; select pg_replication_origin_xact_setup('0/2000', now()); insert into held values (10003); prepare transaction 'from a';
+    update more set v = v + 1 where id % 3 = 1;
+    insert into more select g, 1, repeat('m', 100) from generate_series(40000, 44000) g;
+    checkpoint;
+    commit prepared 'before the backup';
+    begin; insert into held values (10004); prepare transaction 'to the end';
+    update more set v = v + 1 where id % 3 = 2;
+    insert into more select g, 1, repeat('m', 100) from generate_series(50000, 54000) g;
+    checkpoint;
+    rollback prepared 'holder';
+    update held set v = v + 1 where id % 5 = 0;
+    select pg_replication_origin_session_setup('a'); begin; select pg_replication_origin_xact_setup('0/3000', now()); insert into held values (10005); commit";
+
 const BULK: &str = "
     create table loaded as select g as id, g % 1000 as v, repeat('y', g % 120) as filler from generate_series(1, 15000) g;
     create index on loaded (id);
@@ -255,6 +316,7 @@ impl Workload {
                 "checkpoint_timeout = 1h",
                 "max_wal_size = 16GB",
                 "wal_keep_size = 16GB",
+                "track_commit_timestamp = on",
                 &format!("wal_compression = {}", self.wal_compression),
             ]
             .map(str::to_owned)

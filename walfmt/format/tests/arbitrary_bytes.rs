@@ -9,10 +9,12 @@ use walfmt::control::{CONTROL_FILE_SIZE, ControlFile};
 use walfmt::history::TimelineHistory;
 use walfmt::image::{BlockImage, Compression};
 use walfmt::record::RecordHeader;
-use walfmt::rmgr::RmgrId;
+use walfmt::rmgr::logical_message::Message;
+use walfmt::rmgr::xact::{End, Prepare, TWO_PHASE_MAGIC};
+use walfmt::rmgr::{RmgrId, multixact};
 use walfmt::{
     BLOCK_SIZE, Lsn, RawRecord, Record, RecordStream, SegmentSize, Step, StreamStart, Timeline,
-    Version,
+    TransactionId, Version, replication_state, two_phase,
 };
 
 fn bytes(size: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
@@ -160,6 +162,42 @@ proptest! {
             bytes[288..292].copy_from_slice(&crc.to_le_bytes());
         }
         let _ = ControlFile::from_bytes(&bytes);
+    }
+
+    #[test]
+    fn what_is_kept_about_transactions_reads_from_any_bytes(
+        bytes in bytes(0..300),
+        counts in prop::collection::vec(0_u8..4, 6),
+        whole in any::<bool>(),
+        info in any::<u8>(),
+    ) {
+        let version = Version::from_major(15).expect("15 is known");
+        let mut bytes = bytes;
+        if whole && bytes.len() >= 72 {
+            // Past the first checks: magic, length, and counts that may fit.
+            let length = bytes.len() as u32 + 4;
+            bytes[..4].copy_from_slice(&TWO_PHASE_MAGIC.to_le_bytes());
+            bytes[4..8].copy_from_slice(&length.to_le_bytes());
+            bytes[28..52].fill(0);
+            for (at, count) in counts.iter().enumerate() {
+                bytes[28 + 4 * at] = *count;
+            }
+            bytes[55] = 0;
+        }
+        if let Ok(prepare) = Prepare::read(&bytes, version) {
+            let lists = prepare.dropped_by_commit().count() + prepare.dropped_by_abort().count();
+            prop_assert!(lists + prepare.subxacts().count() <= bytes.len());
+        }
+        if let Ok(end) = End::read(&bytes, info, version) {
+            prop_assert!(end.subxacts().count() + end.dropped_relations().count() <= bytes.len());
+        }
+        if let Ok(create) = multixact::Create::read(&bytes) {
+            prop_assert!(create.members().all(|member| member.status <= 5));
+        }
+        let _ = Message::read(&bytes);
+        let _ = two_phase::read_file(&two_phase::to_file(&bytes), TransactionId(3), version);
+        let _ = two_phase::read_file(&bytes, TransactionId(3), version);
+        let _ = replication_state::read_file(&bytes);
     }
 
     #[test]
