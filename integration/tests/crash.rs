@@ -8,7 +8,8 @@
 //!
 //! What may differ, and is counted: a map page torn by a cut fails its checksum and is begun anew
 //! (`RBM_ZERO_ON_ERROR` in `src/backend/access/transam/xlogutils.c`). So with checksums a visibility
-//! map may lack bits, never have more, and a free space map may know less.
+//! map may lack bits, never have more, and leaves of a free space map may be 0. What is not a leaf in
+//! a free space map is a sum of leaves that servers mend when they meet it.
 //!
 //! `WALFERRY_CRASH_POINTS` says how many points there are at least; `integration/crash.sh` asks for
 //! more than the default.
@@ -369,6 +370,7 @@ struct Report {
     cuts: u64,
     full: u64,
     failed: u64,
+    failed_syncs: u64,
     losses: Losses,
     /// In the middle of which calls the power went.
     cut_calls: BTreeMap<String, u64>,
@@ -378,17 +380,20 @@ struct Report {
 
 impl Report {
     fn points(&self) -> u64 {
-        self.cuts + self.full + self.failed
+        self.cuts + self.full + self.failed + self.failed_syncs
     }
 
     fn ensure_in_flight(&self) -> Result<()> {
         let Losses { sectors, torn_pages, lengths, names } = self.losses;
         ensure!(
-            sectors > 0 && torn_pages > 0 && lengths > 0 && names > 0,
+            sectors > 0 && torn_pages > 0 && lengths + names > 0,
             "nothing was in flight: {:?}",
             self.losses
         );
-        ensure!(self.full > 0 && self.failed > 0, "no disk was full or failed");
+        ensure!(
+            self.full > 0 && self.failed > 0 && self.failed_syncs > 0,
+            "no disk was full or failed: {self}"
+        );
         ensure!(self.restart_points > 0, "no life began at a restart point");
         Ok(())
     }
@@ -399,12 +404,13 @@ impl fmt::Display for Report {
         let Losses { sectors, torn_pages, lengths, names } = self.losses;
         writeln!(
             f,
-            "{} points in {} runs: {} power cuts, {} full disks, {} failing disks; {} lives began behind the backup",
+            "{} points in {} runs: {} power cuts, {} full disks, {} failing disks, {} failing syncs; {} lives began behind the backup",
             self.points(),
             self.runs,
             self.cuts,
             self.full,
             self.failed,
+            self.failed_syncs,
             self.restart_points
         )?;
         writeln!(
@@ -469,10 +475,12 @@ impl<'a> Lives<'a> {
     fn live(&mut self, report: &mut Report) -> Result<()> {
         report.runs += 1;
         for _ in 0..LIVES_MAX {
-            let end = match self.random.random_range(0..10) {
-                0 => End::Fault(Fault::NoSpace),
-                1 => End::Fault(Fault::Io),
-                2..5 => End::PowerCutElsewhere,
+            // In turn, so that each comes about however few points there are.
+            let end = match report.points() % 12 {
+                2 => End::Fault(Fault::NoSpace),
+                5 => End::Fault(Fault::Io),
+                8 => End::Fault(Fault::Sync),
+                1 | 4 | 7 | 10 => End::PowerCutElsewhere,
                 _ => End::PowerCut,
             };
             let calls = match self.random.random_range(0..4) {
@@ -507,7 +515,11 @@ impl<'a> Lives<'a> {
                 (Err(error), End::Fault(fault), Some(_)) => {
                     self.ensure_said(&error, fault)?;
                     self.disk.heal();
-                    *(if fault == Fault::Io { &mut report.failed } else { &mut report.full }) += 1;
+                    *(match fault {
+                        Fault::NoSpace => &mut report.full,
+                        Fault::Io => &mut report.failed,
+                        Fault::Sync => &mut report.failed_syncs,
+                    }) += 1;
                     // Now and then the power goes as well, before anybody comes to repair.
                     if self.random.random_range(0..2) == 0 {
                         report.losses += self.disk.crash(self.random.random())?;
@@ -559,7 +571,7 @@ impl<'a> Lives<'a> {
 
     fn ensure_said(&self, error: &anyhow::Error, fault: Fault) -> Result<()> {
         let text = format!("{error:#}");
-        let errno = if fault == Fault::Io { "os error 5" } else { "os error 28" };
+        let errno = if fault == Fault::NoSpace { "os error 28" } else { "os error 5" };
         let names_the_file = text.contains(&format!("{}", self.directory.display()));
         ensure!(
             text.contains("cannot ") && names_the_file && text.contains(errno),
@@ -592,8 +604,12 @@ struct Differences {
     pages: u64,
     /// Pages of visibility maps that lack bits.
     visibility: u64,
+    /// Pages of free space maps that know less, or differ in what is not a leaf.
     free_space: u64,
 }
+
+/// Where a free space map's page has its leaves: behind 4095 inner nodes.
+const FREE_SPACE_LEAVES: usize = 28 + 4095;
 
 impl std::ops::AddAssign for Differences {
     fn add_assign(&mut self, other: Self) {
@@ -633,10 +649,12 @@ impl Reference {
                 if expected == found {
                     continue;
                 }
-                if name.contains("_fsm") {
-                    differences.free_space += 1;
-                } else if name.contains("_vm") && recording.data_checksums && lacks(found, expected)
+                let may_be_begun_anew = recording.data_checksums;
+                if name.contains("_fsm")
+                    && knows_less(found, expected, FREE_SPACE_LEAVES, may_be_begun_anew)
                 {
+                    differences.free_space += 1;
+                } else if name.contains("_vm") && may_be_begun_anew && lacks(found, expected) {
                     differences.visibility += 1;
                 } else {
                     wrong.push(format!(
@@ -661,6 +679,16 @@ fn page_of(file: &[u8], page: usize) -> &[u8] {
         &file[(page * BLOCK_SIZE).min(file.len())..((page + 1) * BLOCK_SIZE).min(file.len())];
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     &bytes[..end]
+}
+
+/// Whether the leaves of a free space map's page are the same or, if it may have been begun anew,
+/// say nothing.
+fn knows_less(found: &[u8], expected: &[u8], leaves: usize, may_be_begun_anew: bool) -> bool {
+    let byte = |page: &[u8], at: usize| page.get(at).copied().unwrap_or_default();
+    (leaves..BLOCK_SIZE).all(|at| {
+        let found = byte(found, at);
+        found == byte(expected, at) || found == 0 && may_be_begun_anew
+    })
 }
 
 /// Whether a page of a visibility map has no bit that the other has not.

@@ -19,9 +19,11 @@ pub(crate) const INIT_FILE: &str = "pg_internal.init";
 /// over makes them anew from their init forks). In all tablespaces. What we left unfinished goes too.
 pub(crate) fn remove_stale_files(layout: &Layout) -> Result<(), FileError> {
     remove_leftovers(layout, &layout.at("global"))?;
+    remove_unreachable(layout, &layout.at("global"))?;
     for directory in layout.database_directories()? {
         remove_leftovers(layout, &directory)?;
         remove_unlogged(layout, &directory)?;
+        remove_unreachable(layout, &directory)?;
     }
     Ok(())
 }
@@ -48,12 +50,32 @@ fn remove_unlogged(layout: &Layout, directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Removes files of a fork that do not follow on its first one. A crash leaves them of a relation
+/// that was dropped: the names go one by one. Replay of the drop would not find them behind the gap,
+/// nor would a server, until a relation with the same number has grown so far.
+fn remove_unreachable(layout: &Layout, directory: &Path) -> Result<(), FileError> {
+    let entries = layout.list(directory)?;
+    let files: HashSet<(&str, &str, u32)> = entries
+        .iter()
+        .filter_map(|entry| RelationFile::parse(&entry.name))
+        .map(|file| (file.relation, file.fork, file.number))
+        .collect();
+    for file in entries.iter().filter_map(|entry| RelationFile::parse(&entry.name)) {
+        let is_there = |number| files.contains(&(file.relation, file.fork, number));
+        if !(0..file.number).all(is_there) {
+            layout.remove_file(&directory.join(file.name))?;
+        }
+    }
+    Ok(())
+}
+
 /// The name of a relation's file.
 pub(crate) struct RelationFile<'a> {
     name: &'a str,
     relation: &'a str,
     /// Empty for the main fork.
     pub(crate) fork: &'a str,
+    number: u32,
 }
 
 impl<'a> RelationFile<'a> {
@@ -65,10 +87,12 @@ impl<'a> RelationFile<'a> {
             None => (stem, None),
         };
         let known = matches!(fork, None | Some("fsm" | "vm" | "init"));
-        (known && is_number(relation) && is_number(number)).then_some(Self {
+        let number = number.parse().ok().filter(|_| is_number(number))?;
+        (known && is_number(relation)).then_some(Self {
             name,
             relation,
             fork: fork.unwrap_or_default(),
+            number,
         })
     }
 }
@@ -87,6 +111,7 @@ mod tests {
         let keep = [
             "base/5/16384",
             "base/5/16384.1",
+            "base/5/16384.2",
             "base/5/16384_fsm",
             "base/5/16390_init",
             "base/5/PG_VERSION",
@@ -101,6 +126,9 @@ mod tests {
         let gone = [
             "base/5/16390",
             "base/5/16390.1",
+            "base/5/16384_fsm.2",
+            "base/5/16391.1",
+            "base/5/16391.2",
             "base/5/16390_fsm",
             "base/5/16390_vm",
             "base/5/pg_internal.init",

@@ -157,7 +157,9 @@ impl Relations {
     /// A fork that is shorter already is left alone (`mdtruncate` in recovery).
     ///
     /// The owners have forgotten the pages behind. Pages before the cut may still be unwritten, so
-    /// a file may have to grow here: the fork keeps the length it would have with them.
+    /// a file may have to grow here: the fork keeps the length it would have with them. And behind a
+    /// file that is short already, others may have their length still: a crash can leave one half of
+    /// an earlier life's cut.
     pub(crate) fn truncate(
         &mut self,
         id: ForkId,
@@ -166,9 +168,6 @@ impl Relations {
     ) -> Result<(), FileError> {
         let length_is_known = fork.fork != ForkNumber::FreeSpace;
         let before = self.blocks(id, fork)?;
-        if length_is_known && before <= blocks {
-            return Ok(());
-        }
         let end = u64::from(blocks) * BLOCK_SIZE as u64;
         for number in 0.. {
             let path = self.layout.fork_file(fork, number);
@@ -176,7 +175,8 @@ impl Relations {
             let target = end.saturating_sub(start).min(FILE_SIZE_MAX);
             let Some(file) = self.layout.open_existing(&path)? else { break };
             let length = file.metadata()?.length;
-            if length > target || (length_is_known && length < target) {
+            let is_unwritten = length_is_known && before > blocks && length < target;
+            if length > target || is_unwritten {
                 file.set_len(target)?;
             }
         }

@@ -30,6 +30,8 @@ use crate::error::FileError;
 pub const SECTOR_BYTES: usize = 4096;
 
 const WRITE: &str = "write";
+/// All actions that sync begin so.
+const SYNC: &str = "sync";
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 const SECTORS_PER_PAGE: u64 = (walfmt::BLOCK_SIZE / SECTOR_BYTES) as u64;
@@ -69,6 +71,8 @@ pub enum Fault {
     NoSpace,
     /// Whatever writes or syncs fails.
     Io,
+    /// Syncs fail: the kernel takes what is written and cannot bring it to the disk.
+    Sync,
 }
 
 struct State {
@@ -278,6 +282,9 @@ impl State {
         } else {
             let errno = match self.fault {
                 Some((from, Fault::Io)) if call >= from => rustix::io::Errno::IO,
+                Some((from, Fault::Sync)) if call >= from && action.starts_with(SYNC) => {
+                    rustix::io::Errno::IO
+                }
                 Some((from, Fault::NoSpace)) if call >= from && want == Want::Space => {
                     rustix::io::Errno::NOSPC
                 }
@@ -659,7 +666,7 @@ impl Disk for LossyDisk {
 
     fn sync_directory(&self, path: &Path) -> Result<(), FileError> {
         let mut state = self.state();
-        state.begin_whole("sync", path, Want::Space)?;
+        state.begin_whole(SYNC, path, Want::Space)?;
         if state.lie != Some(Lie::All) {
             state.changes.retain(|change| !change.is_in(path));
             state.clear_attic()?;
@@ -753,8 +760,8 @@ impl DiskFile for LossyFile {
     }
 
     fn sync(&self) -> Result<(), FileError> {
-        let mut state = self.state("sync")?;
-        match state.begin("sync", &self.path, Want::Space)? {
+        let mut state = self.state(SYNC)?;
+        match state.begin(SYNC, &self.path, Want::Space)? {
             Outcome::Whole if state.lie == Some(Lie::All) => Ok(()),
             Outcome::Whole => {
                 if let Some(node) = state.nodes.get_mut(&self.inode) {
@@ -766,7 +773,7 @@ impl DiskFile for LossyFile {
                 if state.power != Power::Off {
                     state.give_up(Some(self.inode));
                 }
-                Err(failed("sync", &self.path, error))
+                Err(failed(SYNC, &self.path, error))
             }
         }
     }
@@ -1067,7 +1074,8 @@ mod tests {
             let disk = scratch.disk(seed);
             let file = disk.open(&scratch.at("a"), CREATE).unwrap();
             file.write_at(0, &[2; SECTORS * SECTOR_BYTES]).unwrap();
-            disk.fail_after(0, Fault::Io);
+            disk.fail_after(0, Fault::Sync);
+            file.write_at(0, &[2; 1]).unwrap();
             assert!(file.sync().unwrap_err().is_sync());
             assert_eq!(disk.heal(), 1);
             assert_eq!(scratch.content("a").unwrap(), [2; SECTORS * SECTOR_BYTES], "still read");

@@ -10,7 +10,8 @@
 //!
 //! The map's page may also get an image from a record, and the outcome must be that of the records'
 //! order. So a note of a record that its owner has not come to is kept until it has; and a note of a
-//! record before the page's image comes to nothing (`redo_page`).
+//! record before the page's image comes to nothing (`redo_page`). A restart point waits for the notes
+//! of all records before it.
 
 use std::sync::Arc;
 
@@ -41,6 +42,8 @@ pub(crate) enum Message {
     Batch(Batch),
     /// What heap pages have left, from their owners.
     FreeSpace(Vec<FreeSpaceNote>),
+    /// A worker has met the restart point's marker: its notes from before it were sent.
+    FreeSpaceSent,
     /// Answer when all before this is done, with the end of the last record you have applied
     /// something of.
     Pass(Sender<Lsn>),
@@ -105,8 +108,9 @@ pub(crate) struct WorkerParts {
 pub(crate) struct Worker {
     parts: WorkerParts,
     write_back: WriteBack,
-    /// A restart point's pages still to be written, last first, and who waits for them.
-    restart_point: Option<(Vec<PageKey>, Sender<bool>)>,
+    restart_point: Option<WritingRestartPoint>,
+    /// How many workers have met the marker of the restart point at hand, or of the next one.
+    free_space_sent: usize,
     notes: Vec<Vec<FreeSpaceNote>>,
     /// Notes of records that lie behind `given`. In order as far as they speak of the same page.
     early_notes: Vec<FreeSpaceNote>,
@@ -116,11 +120,21 @@ pub(crate) struct Worker {
     reached: Lsn,
 }
 
+struct WritingRestartPoint {
+    /// Pages still to be written, last first.
+    keys: Vec<PageKey>,
+    /// Whether pages of free space maps were added: those changed by the last notes from before.
+    has_free_space: bool,
+    /// Who waits.
+    answer: Sender<bool>,
+}
+
 impl Worker {
     pub(crate) fn new(parts: WorkerParts) -> Self {
         Self {
             write_back: WriteBack::new(parts.checksums),
             restart_point: None,
+            free_space_sent: 0,
             notes: parts.peers.iter().map(|_| Vec::new()).collect(),
             early_notes: Vec::new(),
             given: Lsn::INVALID,
@@ -132,7 +146,8 @@ impl Worker {
     /// Works until told to stop.
     pub(crate) fn run(mut self) {
         loop {
-            let message = if self.restart_point.is_some() {
+            let message = if self.restart_point.as_ref().is_some_and(|point| self.can_write(point))
+            {
                 match self.parts.inbox.try_recv() {
                     Ok(message) => Some(message),
                     Err(TryRecvError::Empty) => None,
@@ -149,6 +164,7 @@ impl Worker {
                 None => {}
                 Some(Message::Batch(batch)) => self.apply(batch),
                 Some(Message::FreeSpace(notes)) => self.apply_notes(notes),
+                Some(Message::FreeSpaceSent) => self.free_space_sent += 1,
                 Some(Message::Pass(answer)) => {
                     let _ = answer.send(self.reached);
                 }
@@ -206,7 +222,9 @@ impl Worker {
         let page = self.parts.cache.page_mut(slot);
         let outcome = redo_page(record, task.change, page_id, page, &self.parts.context)
             .map_err(|source| PageFault::Redo { page: page_id, source })?;
-        if outcome.changed || task.extends {
+        // Map pages also if their bytes are what they should be already: after a failed sync they
+        // may be in the kernel's cache only, and not every change to them has an image.
+        if outcome.changed || task.extends || is_map(key.fork) {
             self.parts.cache.mark_changed(slot);
         }
         if outcome.missing {
@@ -276,8 +294,7 @@ impl Worker {
         let Some((expected, found)) = checksum_mismatch(page, key) else {
             return Ok(is_there);
         };
-        let is_map = matches!(key.fork.fork(), ForkNumber::FreeSpace | ForkNumber::VisibilityMap);
-        if is_map || need == PageNeed::ExistingOrZero {
+        if is_map(key.fork) || need == PageNeed::ExistingOrZero {
             page.fill(0);
             return Ok(is_there);
         }
@@ -351,27 +368,44 @@ impl Worker {
                 self.parts.files.forget_name(*relation);
             }
             // Their numbers may get new names before these pages' turn comes.
-            if let Some((keys, _)) = &mut self.restart_point {
-                keys.retain(|key| !doomed.holds(*key));
+            if let Some(restart_point) = &mut self.restart_point {
+                restart_point.keys.retain(|key| !doomed.holds(*key));
             }
         }
     }
 
     fn begin_restart_point(&mut self, answer: Sender<bool>) {
-        self.continue_restart_point(usize::MAX); // one is waited for before the next begins
         let mut keys = self.parts.cache.all_changed();
         keys.reverse();
-        self.restart_point = Some((keys, answer));
+        self.restart_point = Some(WritingRestartPoint { keys, has_free_space: false, answer });
+        for peer in &self.parts.peers {
+            // Behind all notes so far. A peer that is gone is the dispatcher's to notice.
+            let _ = peer.send(Message::FreeSpaceSent);
+        }
+    }
+
+    /// Whether there is something to write for the restart point, or it is done.
+    fn can_write(&self, restart_point: &WritingRestartPoint) -> bool {
+        !restart_point.keys.is_empty()
+            || self.free_space_sent >= self.parts.peers.len()
+            || self.parts.shared.has_failed()
     }
 
     /// Writes the next pages of a restart point. A page that was changed again meanwhile is written
     /// as it is now: replay from the restart point brings the same changes again.
     fn continue_restart_point(&mut self, pages_max: usize) {
-        let Some((mut keys, answer)) = self.restart_point.take() else { return };
+        let Some(mut restart_point) = self.restart_point.take() else { return };
         // After a failure pages may be ahead of the failing record: they stay in memory.
         if self.parts.shared.has_failed() {
-            let _ = answer.send(false);
+            let _ = restart_point.answer.send(false);
             return;
+        }
+        let WritingRestartPoint { keys, has_free_space, answer } = &mut restart_point;
+        if keys.is_empty() && self.free_space_sent >= self.parts.peers.len() {
+            self.free_space_sent -= self.parts.peers.len();
+            *has_free_space = true;
+            let is_free_space_map = |key: &PageKey| key.fork.fork() == ForkNumber::FreeSpace;
+            keys.extend(self.parts.cache.all_changed().into_iter().rev().filter(is_free_space_map));
         }
         let mut step = keys.split_off(keys.len().saturating_sub(pages_max));
         step.reverse();
@@ -380,12 +414,17 @@ impl Worker {
                 self.parts.shared.fail(Failure::Sync(error));
                 let _ = answer.send(false);
             }
-            Ok(()) if keys.is_empty() => {
+            Ok(()) if keys.is_empty() && *has_free_space => {
                 let _ = answer.send(true);
             }
-            Ok(()) => self.restart_point = Some((keys, answer)),
+            Ok(()) => self.restart_point = Some(restart_point),
         }
     }
+}
+
+/// Whether pages of the fork are begun anew when they are damaged.
+fn is_map(fork: ForkId) -> bool {
+    matches!(fork.fork(), ForkNumber::FreeSpace | ForkNumber::VisibilityMap)
 }
 
 /// Free space belongs to no record: redo of it looks at none.
