@@ -161,6 +161,68 @@ const TRANSACTIONS: &str = "
     update held set v = v + 1 where id % 5 = 0;
     select pg_replication_origin_session_setup('a'); begin; select pg_replication_origin_xact_setup('0/3000', now()); insert into held values (10005); commit";
 
+/// Above all file copies, which must never be made again from what their source has become.
+#[test]
+fn databases_and_tablespaces_survive() -> Result<()> {
+    let workload = Workload {
+        name: "databases and tablespaces",
+        data_checksums: true,
+        wal_compression: "off",
+        prepare: |leader| {
+            each(leader, "create tablespace here location '';\ncreate database source")?;
+            leader.endpoint().sql_in("source", SOURCE).map(drop)
+        },
+        work: |leader| {
+            for step in DIRECTORIES.split(";\n") {
+                match step.trim().split_once(": ") {
+                    Some((database, statement)) => {
+                        leader.endpoint().sql_in(database, statement).map(drop)?;
+                    }
+                    None => leader.sql(step).map(drop)?,
+                }
+            }
+            Ok(())
+        },
+    };
+    workload.survives()
+}
+
+const SOURCE: &str = "
+    create table t (id int primary key, v text);
+    insert into t select g, repeat('s', 40) from generate_series(1, 2000) g";
+
+/// Statements of database `postgres`, or of the one named before.
+const DIRECTORIES: &str = "
+    source: update t set v = 'before the copy' where id % 3 = 0;
+    create database copied template source strategy file_copy;
+    source: update t set v = 'after the copy' where id % 2 = 0;
+    source: create table later (n int primary key);
+    source: insert into later select generate_series(1, 1000);
+    copied: delete from t where id % 5 = 0;
+    source: vacuum t;
+    create tablespace there location '';
+    create table in_there (n int) tablespace there;
+    insert into in_there select generate_series(1, 1000);
+    alter database copied set tablespace there;
+    copied: update t set v = 'moved' where id % 7 = 0;
+    copied: vacuum full pg_class;
+    checkpoint;
+    create database reused oid 60000 template source strategy wal_log;
+    reused: update t set v = 'first life';
+    drop database reused;
+    create database reused oid 60000 template copied strategy file_copy tablespace here;
+    copied: update t set v = 'after the second copy';
+    reused: insert into t select g, 'second life' from generate_series(3000, 4000) g;
+    reused: vacuum full pg_class;
+    alter database copied set tablespace pg_default;
+    drop table in_there;
+    drop tablespace there;
+    copied: update t set v = 'back again' where id % 4 = 0;
+    drop database source;
+    vacuum full pg_database;
+    reused: delete from t where id % 2 = 0;
+    reused: vacuum t";
+
 const BULK: &str = "
     create table loaded as select g as id, g % 1000 as v, repeat('y', g % 120) as filler from generate_series(1, 15000) g;
     create index on loaded (id);
@@ -314,6 +376,7 @@ impl Workload {
             fsync: false,
             settings: [
                 "autovacuum = off",
+                "allow_in_place_tablespaces = on",
                 "checkpoint_timeout = 1h",
                 "max_wal_size = 16GB",
                 "wal_keep_size = 16GB",
