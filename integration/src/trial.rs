@@ -12,15 +12,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
+use walfmt::Lsn;
 use walfmt::control::ClusterState;
 
+use crate::agent::Agent;
 use crate::identical::{Comparison, Directories, Flips};
 use crate::pair::Pair;
 use crate::postgres::{ClusterOptions, StopMode};
+use crate::process::wait_until;
 use crate::scratch::Scratch;
 use crate::seed::Seed;
 use crate::standby::{Standby, control_file};
-use crate::workload::{Piece, Workload};
+use crate::workload::{Workload, records_by_kind};
 
 /// How long the follower may take to replay the rest when the leader has stopped.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -50,6 +53,8 @@ pub struct Trial {
 pub struct Verdict {
     /// Records from the base backup on, by kind.
     pub records: BTreeMap<String, u64>,
+    /// Records that the workload should have written and did not.
+    pub missing: Vec<String>,
     /// WAL from the base backup on, in bytes.
     pub wal_bytes: u64,
     /// Store and standby.
@@ -82,7 +87,7 @@ impl Trial {
         pair.leader_agent.stop()?;
         pair.leader_agent.start()?;
         pair.follower.start()?;
-        pair.catch_up(PATIENCE)?;
+        wait_replayed(&pair.follower, pair.flush_position()?)?;
         self.workload.run_twophase(&pair.leader, scratch, 2)?;
         pair.follower.kill()?;
         pair.follower.start()?;
@@ -97,7 +102,7 @@ impl Trial {
         ensure!(control.state == ClusterState::SHUTDOWNED, "the leader was not shut down");
         let checkpoint = control.check_point;
         // Positions are ends of records: the first behind its begin is the end of it.
-        pair.follower.wait_replayed(checkpoint.advance(1), PATIENCE)?;
+        wait_replayed(&pair.follower, checkpoint.advance(1))?;
         pair.follower.stop()?;
         pair.leader_agent.stop()?;
         times.note("replay of the rest");
@@ -125,9 +130,10 @@ impl Trial {
             None
         };
         times.note("control");
-        let records = self.workload.ensure_written(&pair.leader, standby.redo(), checkpoint)?;
+        let records = records_by_kind(&pair.leader, standby.redo(), checkpoint)?;
+        let missing = self.workload.missing(&records);
         let wal_bytes = checkpoint.bytes_since(standby.redo());
-        Ok(Verdict { records, wal_bytes, comparison, flips, times: times.0 })
+        Ok(Verdict { records, missing, wal_bytes, comparison, flips, times: times.0 })
     }
 
     fn options(&self) -> ClusterOptions {
@@ -154,9 +160,10 @@ impl Trial {
 
 impl Verdict {
     /// # Errors
-    /// Something differs; or fewer than `pages` were compared; or a flipped bit was not found.
+    /// Something differs; or the workload did less than it should; or fewer than `pages` were compared; or a flipped bit was not found.
     pub fn ensure_identical(&self, pages: u64) -> Result<()> {
         self.comparison.ensure_identical()?;
+        ensure!(self.missing.is_empty(), "the workload has not written {:?}", self.missing);
         let compared = self.comparison.pages_compared();
         ensure!(compared >= pages, "{compared} pages were compared, not {pages}");
         self.flips.as_ref().context("no control")?.ensure_all_found(FLIPS)
@@ -203,22 +210,11 @@ impl Times {
     }
 }
 
-/// All pieces that redo knows; what it does not know yet would stop replay.
-#[must_use]
-pub fn known_pieces() -> Vec<Piece> {
-    vec![
-        Piece::Reuse,
-        Piece::Heap,
-        Piece::Wide,
-        Piece::Ddl,
-        Piece::Subtransactions,
-        Piece::Bloom,
-        Piece::Sequences,
-        Piece::Multixact,
-        Piece::Messages,
-        Piece::Twophase,
-        Piece::RelationMaps,
-        Piece::Databases,
-        Piece::Tablespaces,
-    ]
+/// Waits until the follower has replayed up to `lsn`, or has stopped to replay.
+fn wait_replayed(follower: &Agent, lsn: Lsn) -> Result<()> {
+    wait_until(&format!("{lsn} is replayed"), PATIENCE, || {
+        let state = follower.state_of("replay")?;
+        ensure!(state != "stopped", "replay has stopped:\n{}", follower.run_verb("status", &[])?);
+        Ok(follower.position("replayed").is_ok_and(|replayed| replayed >= lsn))
+    })
 }

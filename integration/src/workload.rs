@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use walfmt::Lsn;
 
@@ -69,6 +69,11 @@ impl Piece {
             Self::Messages => include_str!("../workload/messages.sql"),
             Self::Twophase => include_str!("../workload/twophase.sql"),
         }
+    }
+
+    /// What several sessions of `pgbench` do at once after its script.
+    fn clients_script(self) -> Option<&'static str> {
+        (self == Self::Multixact).then_some(include_str!("../workload/multixact.pgbench"))
     }
 
     /// Whether it is run by the first of two sessions; each runs its pieces one after the other.
@@ -142,6 +147,12 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Every piece.
+    #[must_use]
+    pub fn whole(scale: u32) -> Self {
+        Self { pieces: Piece::value_variants().to_vec(), scale }
+    }
+
     /// What must be there before the base backup. The server runs before and after it.
     ///
     /// # Errors
@@ -215,24 +226,13 @@ impl Workload {
         Ok(())
     }
 
-    /// Looks into the WAL from `start` up to `end` for what the pieces must have written. Gives the number
-    /// of records of each kind.
-    ///
-    /// # Errors
-    /// Something is missing.
-    pub fn ensure_written(
-        &self,
-        leader: &Cluster,
-        start: Lsn,
-        end: Lsn,
-    ) -> Result<BTreeMap<String, u64>> {
-        let written = records_by_kind(leader, start, end)?;
-        for piece in &self.pieces {
-            let count = |kind: &str| written.get(kind).copied().unwrap_or_default();
-            let missing: Vec<_> = piece.records().iter().filter(|kind| count(kind) == 0).collect();
-            ensure!(missing.is_empty(), "{piece:?} has written no {missing:?}; {written:?}");
-        }
-        Ok(written)
+    /// The records that the pieces must write and that are not among `written`.
+    #[must_use]
+    pub fn missing(&self, written: &BTreeMap<String, u64>) -> Vec<String> {
+        let kinds = self.pieces.iter().flat_map(|piece| {
+            piece.records().iter().map(move |kind| (*kind, format!("{kind} of {piece:?}")))
+        });
+        kinds.filter(|(kind, _)| !written.contains_key(*kind)).map(|(_, missing)| missing).collect()
     }
 
     fn run(&self, piece: Piece, leader: &Cluster, scratch: &Scratch, round: u32) -> Result<()> {
@@ -248,9 +248,14 @@ impl Workload {
         psql.arg("-v").arg(format!("scale={}", self.scale));
         psql.arg("-v").arg(format!("databases={databases}"));
         psql.arg("-v").arg(format!("copy_file={}", copy_file.display()));
-        output_of(psql.arg("-f").arg(file))
-            .map(drop)
-            .with_context(|| format!("{name}, round {round}"))
+        let context = || format!("{name}, round {round}");
+        output_of(psql.arg("-f").arg(file)).with_context(context)?;
+        if let Some(script) = piece.clients_script() {
+            let file = scratch.file(&format!("{name}.pgbench"), script)?;
+            let file = file.to_str().context("a path in UTF-8")?;
+            leader.pgbench_run(&["-c", "4", "-t", "200", "-f", file]).with_context(context)?;
+        }
+        Ok(())
     }
 }
 
@@ -260,20 +265,23 @@ fn psql(server: &Endpoint) -> std::process::Command {
     command
 }
 
-/// How many records of each kind the WAL holds.
+/// How many records of each kind the leader's WAL holds.
 ///
 /// ```text
 /// Type                                           N      (%)          Record size ...
 /// Heap/INSERT                                  128 ( 12.3)                  ...
 /// ```
-fn records_by_kind(leader: &Cluster, start: Lsn, end: Lsn) -> Result<BTreeMap<String, u64>> {
+///
+/// # Errors
+/// `pg_waldump` fails.
+pub fn records_by_kind(leader: &Cluster, start: Lsn, end: Lsn) -> Result<BTreeMap<String, u64>> {
     let (start, end) = (start.to_string(), end.to_string());
     let arguments = ["--stats=record", "-s", &start, "-e", &end];
     let text = leader.waldump(&leader.wal_directory(), &arguments)?;
     let kinds = text.lines().filter_map(|line| {
         let (kind, rest) = line.trim().split_once(' ')?;
         let count = rest.split_whitespace().next()?.parse().ok()?;
-        kind.contains('/').then(|| (kind.to_owned(), count))
+        (kind.contains('/') && count > 0).then(|| (kind.to_owned(), count))
     });
     Ok(kinds.collect())
 }

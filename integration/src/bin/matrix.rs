@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use integration::trial::{Trial, known_pieces};
+use integration::trial::Trial;
 use integration::workload::{Piece, Workload};
 use integration::{Scratch, Seed};
 
@@ -40,11 +40,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let pieces =
-        if arguments.pieces.is_empty() { known_pieces() } else { arguments.pieces.clone() };
+    let mut workload = Workload::whole(arguments.scale);
+    if !arguments.pieces.is_empty() {
+        workload.pieces.clone_from(&arguments.pieces);
+    }
     let seed = Seed::take("matrix", 3);
     let (mut cells, mut failed) = (0, 0);
-    for trial in trials(&arguments, &pieces) {
+    for trial in trials(&arguments, &workload) {
         cells += 1;
         let begun = Instant::now();
         let line = match run(&trial, seed, arguments.verbose) {
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(failed > 0))
 }
 
-fn trials(arguments: &Arguments, pieces: &[Piece]) -> Vec<Trial> {
+fn trials(arguments: &Arguments, workload: &Workload) -> Vec<Trial> {
     let mut trials = Vec::new();
     for checksums in &arguments.checksums {
         for segment in &arguments.segments {
@@ -71,7 +73,7 @@ fn trials(arguments: &Arguments, pieces: &[Piece]) -> Vec<Trial> {
                         wal_segment_megabytes: *segment,
                         wal_compression: compression.clone(),
                         commit_timestamps: commit_timestamps == "true",
-                        workload: Workload { pieces: pieces.to_vec(), scale: arguments.scale },
+                        workload: workload.clone(),
                         store: vec![
                             ("cache_bytes".to_owned(), arguments.cache.clone()),
                             ("restart_point_interval".to_owned(), "2s".to_owned()),
