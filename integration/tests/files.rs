@@ -23,9 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn databases_tablespaces_and_catalogs_are_followed() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut cluster = ClusterOptions::default();
-    cluster
-        .settings
-        .extend(["allow_in_place_tablespaces = on", "autovacuum = off"].map(Into::into));
+    cluster.settings.extend(
+        ["allow_in_place_tablespaces = on", "autovacuum = off", "wal_level = logical"]
+            .map(Into::into),
+    );
     let mut leader = Cluster::start_new(&scratch, "leader", &cluster)?;
     leader.pgbench_init(1, &[])?;
     let location = |name: &str| scratch.directory(name);
@@ -43,6 +44,10 @@ fn databases_tablespaces_and_catalogs_are_followed() -> Result<()> {
     let load = leader.pgbench(&["-c", "2", "-R", "200", "-T", "300"])?;
     follower.bootstrap(&backup(&scratch, &leader, &early)?)?;
     follower.start()?;
+
+    // With a slot, rewrites of catalogs leave mapping files.
+    run(&leader, "select pg_create_logical_replication_slot('decoding', 'pgoutput')")?;
+    let begin = leader.sql("select pg_current_wal_flush_lsn()")?;
 
     // All of it under load; the follower is killed where it hurts.
     let late = location("late")?;
@@ -78,6 +83,14 @@ fn databases_tablespaces_and_catalogs_are_followed() -> Result<()> {
     load.stop()?;
     catch_up(&leader, &follower)?;
     assert_eq!(follower.state_of("replay")?, "streaming");
+    let end = leader.sql("select pg_current_wal_flush_lsn()")?;
+    let arguments = ["-s", &begin, "-e", &end, "--stats=record"];
+    let records = leader.waldump(&leader.wal_directory(), &arguments)?;
+    let rewrites = records.lines().find(|line| line.trim().starts_with("Heap2/REWRITE"));
+    let rewrites = rewrites.context("no catalog was rewritten with mappings")?;
+    println!("{rewrites}");
+    let count = rewrites.split_whitespace().nth(1).context("a count")?;
+    ensure!(count.parse::<u32>()? > 0, "no mapping was written");
 
     // No link leads to the leader, and each of its directories has one.
     let links = links_of(&store)?;

@@ -19,6 +19,8 @@
 //!   space maps are the exception: workers create their pages, see `worker.rs`.
 //! - File actions (truncate, drop) wait until every worker has passed them. Records behind them
 //!   wait too; parking only the relation's own records is left out as long as it does not show.
+//! - What looks at more than one relation (a database that is copied or dropped) waits until all is
+//!   written or forgotten; after a copy the next checkpoint is a restart point before replay goes on.
 //! - Nothing of a record that the dispatcher refuses is handed over: see [`Store::replay`].
 //!
 //! Start with [`Store`].
