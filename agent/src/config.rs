@@ -109,6 +109,10 @@ pub(crate) struct StoreSection {
     /// The shortest time between two restart points.
     #[serde(default = "default_restart_point_interval", deserialize_with = "duration")]
     pub(crate) restart_point_interval: Duration,
+    /// Compare replayed pages with the images that WAL written under `wal_consistency_checking`
+    /// carries, and stop at the first that differs.
+    #[serde(default)]
+    pub(crate) verify_images: bool,
     /// Where the server's programs are (`pg_ctl`, `postgres`).
     #[serde(default = "default_bin_directory")]
     pub(crate) bin_directory: PathBuf,

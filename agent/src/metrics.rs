@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     wal_bytes: IntCounter,
     archive_bytes: IntCounter,
     replayed_records: IntCounter,
+    verified_images: IntCounter,
     reconnects: IntCounter,
 }
 
@@ -93,6 +94,10 @@ impl Metrics {
             wal_bytes: counter("walferry_wal_bytes_total", "WAL archived, uncompressed.")?,
             archive_bytes: counter("walferry_archive_bytes_total", "WAL archived, compressed.")?,
             replayed_records: counter("walferry_replayed_records_total", "WAL records replayed.")?,
+            verified_images: counter(
+                "walferry_verified_images_total",
+                "Replayed pages found equal to the leader's images of them.",
+            )?,
             reconnects: counter("walferry_reconnects_total", "Connections to a peer begun.")?,
             registry,
         })
@@ -112,6 +117,11 @@ impl Metrics {
     /// Records were replayed.
     pub(crate) fn count_replayed(&self, records: u64) {
         self.replayed_records.inc_by(records);
+    }
+
+    /// Replayed pages were compared with the leader's images of them.
+    pub(crate) fn count_verified(&self, images: u64) {
+        self.verified_images.inc_by(images);
     }
 
     /// A connection to a peer was begun.

@@ -60,7 +60,8 @@ impl Pair {
         let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
         config.source = Source::Peers(vec![proxy.address()]);
         for (key, value) in store {
-            config.more.push(("store".into(), (*key).into(), (*value).into()));
+            let value = value.parse::<bool>().map_or_else(|_| (*value).into(), toml::Value::from);
+            config.more.push(("store".into(), (*key).into(), value));
         }
         let mut follower = Agent::new(scratch, config)?;
         let backup = Self::backup(scratch);

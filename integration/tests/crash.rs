@@ -423,6 +423,7 @@ fn config(directory: &Path, workers: usize, cache_pages: u64) -> StoreConfig {
         cache_bytes: cache_pages * BLOCK_SIZE as u64,
         // Each checkpoint of the leader, unless the one before is not done yet.
         restart_point_interval: Duration::ZERO,
+        verify_images: false,
     }
 }
 

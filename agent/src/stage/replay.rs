@@ -4,7 +4,7 @@
 //! WAL that made it. Stops for good at a record that cannot be replayed; the archive goes on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use walferry_archive::ArchiveReader;
@@ -129,6 +129,7 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
         workers: config.workers,
         cache_bytes: config.cache_bytes,
         restart_point_interval: config.restart_point_interval,
+        verify_images: config.verify_images,
     })?;
     let Some(mut reading) = Reading::start(node, store.replay_from())? else {
         store.close()?;
@@ -137,14 +138,21 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
+    let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
         let bound = node.positions.get(Position::Durable);
         if reading.replay_available(node, &mut store, bound)? {
+            if let Some(catching_up) = &mut catching_up {
+                catching_up.observe(store.applied());
+            }
             continue;
         }
         store.hand_over()?;
         store.wait_applied()?;
         report(node, &store);
+        if let Some(caught_up) = catching_up.take() {
+            caught_up.tell(store.applied());
+        }
         if !bounded {
             store.set_consistent_after(store.applied())?;
             bounded = true;
@@ -183,7 +191,43 @@ fn promote(node: &Node, store: &mut Store) -> Result<Promotion, Trouble> {
 }
 
 fn report(node: &Node, store: &Store) {
+    node.metrics.count_verified(store.take_images_verified());
     node.positions.advance(Position::Replayed, store.applied());
+}
+
+/// The way from the restart point to the archive's end, for the log: how far, how long, and for how
+/// long at most nothing was applied.
+struct CatchingUp {
+    from: Lsn,
+    begun: Instant,
+    applied: Lsn,
+    applied_at: Instant,
+    longest_pause: Duration,
+}
+
+impl CatchingUp {
+    fn begin(from: Lsn) -> Self {
+        let begun = Instant::now();
+        Self { from, begun, applied: from, applied_at: begun, longest_pause: Duration::ZERO }
+    }
+
+    fn observe(&mut self, applied: Lsn) {
+        let now = Instant::now();
+        self.longest_pause = self.longest_pause.max(now - self.applied_at);
+        if applied > self.applied {
+            (self.applied, self.applied_at) = (applied, now);
+        }
+    }
+
+    fn tell(mut self, to: Lsn) {
+        self.observe(to);
+        let (seconds, bytes) = (self.begun.elapsed().as_secs_f64(), to.bytes_since(self.from));
+        let pause = self.longest_pause.as_secs_f64();
+        tracing::info!(
+            from = %self.from, %to, bytes, seconds, longest_pause = pause,
+            "replay has caught up with the archive"
+        );
+    }
 }
 
 /// Where replay is in the archive.

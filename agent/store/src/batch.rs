@@ -17,6 +17,7 @@ use walfmt::relation::BlockNumber;
 use walfmt::{Lsn, RawRecord};
 use walfmt_physical::{PageChange, PageNeed, RedoContext};
 
+use crate::cache::PageKey;
 use crate::relations::ForkId;
 
 const POSITIONS_SIZE: usize = 16;
@@ -78,6 +79,12 @@ pub(crate) struct Task {
     /// The fork did not reach this page before: there is nothing to read, and the page is written
     /// even if the change leaves it empty.
     pub(crate) extends: bool,
+}
+
+impl Task {
+    pub(crate) const fn page_key(&self) -> PageKey {
+        PageKey { fork: self.fork, block: self.block }
+    }
 }
 
 /// One worker's share of some records.

@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 
-use walfmt::relation::BlockNumber;
+use memmap2::{Advice, MmapMut};
+use smallvec::SmallVec;
+use walfmt::relation::{BLOCK_SIZE, BlockNumber};
 use walfmt_physical::Page;
 
 use crate::relations::ForkId;
@@ -18,28 +20,39 @@ pub(crate) struct PageKey {
     pub(crate) block: BlockNumber,
 }
 
-struct Slot {
-    key: Option<PageKey>,
-    page: Box<Page>,
-    changed: bool,
-    used: bool,
-}
-
+/// A worker's share of all pages in memory.
+///
+/// What is looked at for every change lies close together: an index from names to slots, one byte
+/// of marks for each slot, and the pages in [`Frames`].
 pub(crate) struct PageCache {
     capacity: usize,
     index: HashMap<PageKey, u32, foldhash::fast::RandomState>,
-    slots: Vec<Slot>,
+    frames: Frames,
+    /// By slot: the page that is there; of an empty slot, the last one.
+    keys: Vec<PageKey>,
+    /// By slot.
+    marks: Vec<u8>,
     free: Vec<u32>,
     hand: usize,
 }
 
+/// The slot holds a page.
+const PRESENT: u8 = 1;
+/// The page was changed since it was last written.
+const CHANGED: u8 = 2;
+/// The page was used since the hand last passed.
+const USED: u8 = 4;
+
 impl PageCache {
     /// A cache for this many pages. Memory is taken as pages come.
     pub(crate) fn new(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
         Self {
-            capacity: capacity.max(1),
+            capacity,
             index: HashMap::default(),
-            slots: Vec::new(),
+            frames: Frames::new(capacity),
+            keys: Vec::new(),
+            marks: Vec::new(),
             free: Vec::new(),
             hand: 0,
         }
@@ -48,8 +61,29 @@ impl PageCache {
     /// Where the page is, if it is here.
     pub(crate) fn find(&mut self, key: PageKey) -> Option<usize> {
         let slot = *self.index.get(&key)? as usize;
-        self.slots[slot].used = true;
+        self.marks[slot] |= USED;
         Some(slot)
+    }
+
+    /// Brings what will be looked at for these pages soon into the processor's caches. A page is
+    /// nearly always far away in memory: waiting for one after the other would take most of the
+    /// time, and these waits overlap.
+    pub(crate) fn warm_up(&self, keys: impl Iterator<Item = PageKey>) {
+        let mut slots: SmallVec<[usize; 32]> = SmallVec::new();
+        slots.extend(keys.filter_map(|key| self.index.get(&key).map(|slot| *slot as usize)));
+        let mut ends: SmallVec<[(usize, usize, usize); 32]> = SmallVec::new();
+        ends.extend(slots.into_iter().map(|slot| {
+            let page = self.frames.page(slot);
+            let bound = |offset: u16| usize::from(offset).min(BLOCK_SIZE - 1);
+            let (lower, upper) = (walfmt::page::lower(page), walfmt::page::upper(page));
+            (slot, bound(lower), bound(upper))
+        }));
+        let mut sum = 0_u8;
+        for (slot, lower, upper) in ends {
+            let page = self.frames.page(slot);
+            sum ^= page[lower] ^ page[upper] ^ page[upper.saturating_sub(64)];
+        }
+        std::hint::black_box(sum);
     }
 
     /// A slot for a page that is not here, with undefined contents; nothing if a changed page is in
@@ -57,58 +91,55 @@ impl PageCache {
     pub(crate) fn claim(&mut self, key: PageKey) -> Option<usize> {
         let slot = match self.free.pop() {
             Some(slot) => slot as usize,
-            None if self.slots.len() < self.capacity => {
-                self.slots.push(Slot {
-                    key: None,
-                    page: Box::new([0; walfmt::BLOCK_SIZE]),
-                    changed: false,
-                    used: false,
-                });
-                self.slots.len() - 1
+            None if self.keys.len() < self.capacity => {
+                self.keys.push(key);
+                self.marks.push(0);
+                self.frames.reach(self.keys.len());
+                self.keys.len() - 1
             }
             None => self.evict()?,
         };
-        self.slots[slot].key = Some(key);
-        self.slots[slot].used = true;
-        self.slots[slot].changed = false;
+        self.keys[slot] = key;
+        self.marks[slot] = PRESENT | USED;
         self.index.insert(key, u32::try_from(slot).expect("fewer slots than 2^32"));
         Some(slot)
     }
 
     /// Gives a slot back whose page could not be read.
     pub(crate) fn release(&mut self, slot: usize) {
-        if let Some(key) = self.slots[slot].key.take() {
-            self.index.remove(&key);
+        if self.marks[slot] & PRESENT != 0 {
+            self.index.remove(&self.keys[slot]);
         }
-        self.slots[slot].changed = false;
+        self.marks[slot] = 0;
         self.free.push(u32::try_from(slot).expect("fewer slots than 2^32"));
     }
 
     pub(crate) fn page_mut(&mut self, slot: usize) -> &mut Page {
-        &mut self.slots[slot].page
+        self.frames.page_mut(slot)
     }
 
     pub(crate) fn mark_changed(&mut self, slot: usize) {
-        self.slots[slot].changed = true;
+        self.marks[slot] |= CHANGED;
     }
 
     /// The page, if it is here and was changed since it was last written.
     pub(crate) fn changed_page(&self, key: PageKey) -> Option<&Page> {
-        let slot = &self.slots[*self.index.get(&key)? as usize];
-        slot.changed.then_some(&*slot.page)
+        let slot = *self.index.get(&key)? as usize;
+        (self.marks[slot] & CHANGED != 0).then(|| self.frames.page(slot))
     }
 
     /// The page was written.
     pub(crate) fn mark_written(&mut self, key: PageKey) {
         if let Some(slot) = self.index.get(&key) {
-            self.slots[*slot as usize].changed = false;
+            self.marks[*slot as usize] &= !CHANGED;
         }
     }
 
     /// All changed pages, in file order.
     pub(crate) fn all_changed(&self) -> Vec<PageKey> {
-        let changed = self.slots.iter().filter(|slot| slot.changed);
-        let mut keys: Vec<_> = changed.filter_map(|slot| slot.key).collect();
+        let slots = self.marks.iter().zip(&self.keys);
+        let mut keys: Vec<_> =
+            slots.filter(|(marks, _)| **marks & CHANGED != 0).map(|(_, key)| *key).collect();
         keys.sort_unstable();
         keys
     }
@@ -116,9 +147,11 @@ impl PageCache {
     /// Up to `limit` changed pages that were not used lately, those under the hand first; in file
     /// order.
     pub(crate) fn cold_changed(&self, limit: usize) -> Vec<PageKey> {
-        let (behind, ahead) = self.slots.split_at(self.hand.min(self.slots.len()));
-        let cold = ahead.iter().chain(behind).filter(|slot| slot.changed && !slot.used);
-        let mut keys: Vec<_> = cold.filter_map(|slot| slot.key).take(limit).collect();
+        let hand = self.hand.min(self.marks.len());
+        let cold = (hand..self.marks.len())
+            .chain(0..hand)
+            .filter(|slot| self.marks[*slot] & (CHANGED | USED) == CHANGED);
+        let mut keys: Vec<_> = cold.map(|slot| self.keys[slot]).take(limit).collect();
         keys.sort_unstable();
         keys
     }
@@ -129,8 +162,8 @@ impl PageCache {
 
     /// Forgets the pages for which `doomed` holds, changed or not.
     pub(crate) fn forget(&mut self, doomed: impl Fn(PageKey) -> bool) {
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].key.is_some_and(&doomed) {
+        for slot in 0..self.keys.len() {
+            if self.marks[slot] & PRESENT != 0 && doomed(self.keys[slot]) {
                 self.release(slot);
             }
         }
@@ -138,17 +171,17 @@ impl PageCache {
 
     fn evict(&mut self) -> Option<usize> {
         // After one round no page has its mark any more.
-        for _ in 0..2 * self.slots.len() {
-            let at = self.hand % self.slots.len();
-            let slot = &mut self.slots[at];
-            if slot.used {
-                slot.used = false;
-            } else if slot.changed {
+        for _ in 0..2 * self.keys.len() {
+            let at = self.hand % self.keys.len();
+            let marks = &mut self.marks[at];
+            if *marks & USED != 0 {
+                *marks &= !USED;
+            } else if *marks & CHANGED != 0 {
                 self.hand = at;
                 return None;
             } else {
-                if let Some(key) = slot.key.take() {
-                    self.index.remove(&key);
+                if *marks & PRESENT != 0 {
+                    self.index.remove(&self.keys[at]);
                 }
                 self.hand = at + 1;
                 return Some(at);
@@ -156,6 +189,47 @@ impl PageCache {
             self.hand = at + 1;
         }
         None
+    }
+}
+
+/// The memory that pages lie in: pieces of it, mapped as they are reached, each with one call to the
+/// kernel instead of a fault for every 4 kB.
+///
+/// Not in huge pages: they would save a little more on a machine that has some at hand, but where a
+/// host takes back what its guest does not use, fresh ones cost several times what they save.
+struct Frames {
+    pieces: Vec<MmapMut>,
+    pages_max: usize,
+}
+
+/// 2 MB.
+const PIECE_PAGES: usize = 256;
+
+impl Frames {
+    const fn new(pages_max: usize) -> Self {
+        Self { pieces: Vec::new(), pages_max }
+    }
+
+    /// Sees to it that there is memory for the first `pages` slots.
+    fn reach(&mut self, pages: usize) {
+        while self.pieces.len() * PIECE_PAGES < pages {
+            let left = self.pages_max - self.pieces.len() * PIECE_PAGES;
+            let bytes = left.min(PIECE_PAGES) * BLOCK_SIZE;
+            let piece = MmapMut::map_anon(bytes).expect("memory for pages, as configured");
+            // Kernels before 5.14 do not know this; then it is slower, not wrong.
+            let _ = piece.advise(Advice::PopulateWrite);
+            self.pieces.push(piece);
+        }
+    }
+
+    fn page(&self, slot: usize) -> &Page {
+        let offset = slot % PIECE_PAGES * BLOCK_SIZE;
+        self.pieces[slot / PIECE_PAGES][offset..].first_chunk().expect("pieces are whole pages")
+    }
+
+    fn page_mut(&mut self, slot: usize) -> &mut Page {
+        let offset = slot % PIECE_PAGES * BLOCK_SIZE;
+        self.pieces[slot / PIECE_PAGES][offset..].first_chunk_mut().expect("pieces are whole pages")
     }
 }
 

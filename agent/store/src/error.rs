@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use walfmt::control::{ClusterState, ControlError};
 use walfmt::relation::PageId;
 use walfmt::replication_state::ReplicationStateError;
+use walfmt::rmgr::RmgrId;
 use walfmt::two_phase::TwoPhaseError;
 use walfmt::{DecodeError, Lsn, RelFileLocator, Timeline};
 use walfmt_physical::RedoError;
@@ -181,6 +182,33 @@ pub enum PageFault {
         expected: u16,
         /// `pd_checksum`.
         found: u16,
+    },
+    /// The page after replay is not the leader's, of which the record carries an image.
+    #[error(
+        "{page} differs from the leader's at byte {offset} after a {rmgr} record, opcode \
+         {opcode:#04x}: expected {expected:#04x}, found {found:#04x}"
+    )]
+    Differs {
+        /// The page.
+        page: PageId,
+        /// The record's resource manager.
+        rmgr: RmgrId,
+        /// The record's opcode (`xl_info & 0xF0`).
+        opcode: u8,
+        /// The first byte that differs, counted from the page's start.
+        offset: usize,
+        /// The leader's byte.
+        expected: u8,
+        /// Ours.
+        found: u8,
+    },
+    /// The page, or the leader's image of it, cannot be compared.
+    #[error("{page} cannot be compared with the record's image of it: {what}")]
+    Image {
+        /// The page.
+        page: PageId,
+        /// What is wrong.
+        what: String,
     },
     /// A consistent store lacks a page that the record changes.
     #[error("{page} is missing or empty, and the store was consistent before")]

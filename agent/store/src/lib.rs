@@ -57,6 +57,7 @@ pub mod testing;
 mod transaction_log;
 mod transactions;
 mod two_phase;
+mod verify;
 mod worker;
 mod workers;
 mod writeback;
@@ -69,3 +70,4 @@ pub use error::{
 pub use restart_point::RestartPoint;
 pub use store::{PromotionState, Store, StoreConfig, StoreIdentity};
 pub use tablespaces::tablespaces_directory;
+pub use verify::BrokenRule;

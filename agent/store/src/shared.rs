@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     /// The start of the earliest record that a worker failed at.
     failed_at: AtomicU64,
     failure: Mutex<Option<Failure>>,
+    /// Pages that were compared with the leader's image of them.
+    pub(crate) images_verified: AtomicU64,
 }
 
 /// Why the threads behind the dispatcher stopped.
@@ -56,6 +58,7 @@ impl Shared {
             progress: (0..workers).map(|_| AtomicU64::new(start.0)).collect(),
             failed_at: AtomicU64::new(NEVER),
             failure: Mutex::new(None),
+            images_verified: AtomicU64::new(0),
         }
     }
 
@@ -68,6 +71,12 @@ impl Shared {
         let all = self.progress.iter().map(|progress| progress.load(Ordering::SeqCst));
         if let Some(least) = all.min() {
             self.applied.fetch_max(least, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn count_verified(&self, images: u64) {
+        if images > 0 {
+            self.images_verified.fetch_add(images, Ordering::Relaxed);
         }
     }
 

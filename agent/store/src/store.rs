@@ -27,6 +27,7 @@ use crate::restart_point::{FileSystems, RestartPoints, end_backup, raise_min_rec
 use crate::shared::Shared;
 use crate::tablespaces;
 use crate::transactions::Transactions;
+use crate::verify::BrokenRule;
 use crate::workers::{Workers, WorkersConfig};
 
 /// How a store is opened.
@@ -40,6 +41,9 @@ pub struct StoreConfig {
     pub cache_bytes: u64,
     /// A checkpoint of the leader becomes a restart point if the last one is at least this old.
     pub restart_point_interval: Duration,
+    /// Compare each page with the image that its record carries for that, and stop replay at the
+    /// first that differs: `wal_consistency_checking` of the leader makes its WAL carry them.
+    pub verify_images: bool,
 }
 
 /// Which cluster a store is a copy of.
@@ -99,11 +103,31 @@ impl Store {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_on(disk: Arc<dyn Disk>, config: &StoreConfig) -> Result<Self, OpenError> {
+        Self::open_as(disk, config, None)
+    }
+
+    /// The same with a rule of redo that is broken on purpose, to see that it is noticed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_with_broken_rule(
+        config: &StoreConfig,
+        rule: BrokenRule,
+    ) -> Result<Self, OpenError> {
+        Self::open_as(Arc::new(OsDisk), config, Some(rule))
+    }
+
+    fn open_as(
+        disk: Arc<dyn Disk>,
+        config: &StoreConfig,
+        broken_rule: Option<BrokenRule>,
+    ) -> Result<Self, OpenError> {
         let layout = Layout::on(disk, &config.data_directory)?;
         // Not one file is made in a directory that is none of ours.
         check_state(&ControlFile::from_bytes(&control::read(&layout)?)?)?;
         let lock = StoreLock::take(&layout)?;
-        match Self::open_locked(config, &layout, lock.after_unclean_stop) {
+        match Self::open_locked(config, &layout, lock.after_unclean_stop, broken_rule) {
             Ok(store) => Ok(Self { lock: Some(lock), ..store }),
             Err(error) => {
                 // Nothing was changed: the next one is told what we were told.
@@ -226,6 +250,13 @@ impl Store {
         self.dispatcher.wait_applied()
     }
 
+    /// How many pages were compared with the leader's images of them since this was last asked, see
+    /// [`StoreConfig::verify_images`].
+    #[must_use]
+    pub fn take_images_verified(&self) -> u64 {
+        self.shared.images_verified.swap(0, Ordering::Relaxed)
+    }
+
     /// Whether the store is what the leader was at [`applied`](Self::applied).
     ///
     /// # Errors
@@ -335,6 +366,7 @@ impl Store {
         config: &StoreConfig,
         layout: &Layout,
         after_unclean_stop: bool,
+        broken_rule: Option<BrokenRule>,
     ) -> Result<Self, OpenError> {
         let control = ControlFile::from_bytes(&control::read(layout)?)?;
         let layout = &layout.clone().of_version(control.version);
@@ -368,6 +400,8 @@ impl Store {
             names: relations.names(),
             shared: &shared,
             context,
+            verify_images: config.verify_images,
+            broken_rule,
         })
         .map_err(OpenError::Thread)?;
         let file_systems = FileSystems::open(layout)?;

@@ -28,6 +28,7 @@ use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
 use crate::shared::{Failure, Shared};
+use crate::verify::{BrokenRule, verify};
 use crate::writeback::{WriteBack, checksum_mismatch};
 
 /// How many pages of a restart point are written between two batches: 4 MB.
@@ -35,6 +36,9 @@ const WRITE_BACK_STEP_PAGES: usize = 512;
 
 /// How many cold pages are written at most when one is in the way: 8 MB.
 const COLD_PAGES_MAX: usize = 1024;
+
+/// For how many tasks ahead pages are brought near. More do not fit into the nearest cache.
+const WARM_UP_TASKS: usize = 16;
 
 /// What a worker is told, in this order and no other.
 pub(crate) enum Message {
@@ -98,6 +102,9 @@ pub(crate) struct WorkerParts {
     /// Whether pages carry checksums.
     pub(crate) checksums: bool,
     pub(crate) context: RedoContext,
+    /// See [`StoreConfig::verify_images`](crate::StoreConfig::verify_images).
+    pub(crate) verify_images: bool,
+    pub(crate) broken_rule: Option<BrokenRule>,
     pub(crate) inbox: Receiver<Message>,
     /// All workers, itself included, by number.
     pub(crate) peers: Vec<Sender<Message>>,
@@ -118,6 +125,8 @@ pub(crate) struct Worker {
     given: Lsn,
     /// The end of the last record that something was applied of.
     reached: Lsn,
+    /// Images that were compared in the batch at hand.
+    images_verified: u64,
 }
 
 struct WritingRestartPoint {
@@ -139,6 +148,7 @@ impl Worker {
             early_notes: Vec::new(),
             given: Lsn::INVALID,
             reached: Lsn::INVALID,
+            images_verified: 0,
             parts,
         }
     }
@@ -185,6 +195,7 @@ impl Worker {
         let applied = self.apply_tasks(&records, &tasks);
         drop(records); // before the answer: the dispatcher uses the buffer again
         self.send_notes();
+        self.parts.shared.count_verified(std::mem::take(&mut self.images_verified));
         match applied {
             Ok(true) => self.parts.shared.publish(self.parts.number, end),
             Ok(false) => {}
@@ -197,7 +208,17 @@ impl Worker {
 
     /// Applies tasks; `false` if another worker's failure lies before the last of them.
     fn apply_tasks(&mut self, records: &RecordBuffer, tasks: &[Task]) -> Result<bool, Failure> {
-        for tasks in tasks.chunk_by(|a, b| a.record == b.record) {
+        let mut warm_up_at = 0;
+        let mut done = 0;
+        for tasks_of_record in tasks.chunk_by(|a, b| a.record == b.record) {
+            if done >= warm_up_at {
+                let next = &tasks[done..tasks.len().min(done + WARM_UP_TASKS)];
+                let read = next.iter().filter(|task| task.need != PageNeed::Nothing);
+                self.parts.cache.warm_up(read.map(Task::page_key));
+                warm_up_at = done + next.len();
+            }
+            let tasks = tasks_of_record;
+            done += tasks.len();
             let raw = records.get(tasks[0].record);
             let at = raw.start;
             if self.parts.shared.is_stopped_before(at) {
@@ -214,7 +235,7 @@ impl Worker {
     }
 
     fn apply_task(&mut self, record: &Record<'_>, task: &Task) -> Result<(), PageFault> {
-        let key = PageKey { fork: task.fork, block: task.block };
+        let key = task.page_key();
         let Some(slot) = self.page(key, task.need, task.extends)? else {
             return Ok(());
         };
@@ -222,6 +243,16 @@ impl Worker {
         let page = self.parts.cache.page_mut(slot);
         let outcome = redo_page(record, task.change, page_id, page, &self.parts.context)
             .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        if let Some(broken_rule) = self.parts.broken_rule {
+            broken_rule(record, page);
+        }
+        if self.parts.verify_images
+            && !outcome.missing
+            && let PageChange::Block(index) = task.change
+            && let Some(block) = record.blocks.get(usize::from(index))
+        {
+            self.images_verified += u64::from(verify(record, block, page_id, page)?);
+        }
         // Map pages also if their bytes are what they should be already: after a failed sync they
         // may be in the kernel's cache only, and not every change to them has an image.
         if outcome.changed || task.extends || is_map(key.fork) {
@@ -247,13 +278,13 @@ impl Worker {
     ) -> Result<Option<usize>, PageFault> {
         let is_free_space_map = key.fork.fork() == ForkNumber::FreeSpace;
         if let Some(slot) = self.parts.cache.find(key) {
-            if need == PageNeed::Nothing {
-                self.parts.cache.page_mut(slot).fill(0);
-            }
             return Ok(Some(slot));
         }
         let slot = self.claim(key)?;
-        if need == PageNeed::Nothing || (extends && !is_free_space_map) {
+        if need == PageNeed::Nothing {
+            return Ok(Some(slot)); // whatever is there: the change does not look at it
+        }
+        if extends && !is_free_space_map {
             self.parts.cache.page_mut(slot).fill(0);
             return Ok(Some(slot));
         }

@@ -15,6 +15,7 @@ use crate::files::Files;
 use crate::layout::Layout;
 use crate::relations::Names;
 use crate::shared::Shared;
+use crate::verify::BrokenRule;
 use crate::worker::{Doomed, Message, Worker, WorkerParts};
 
 pub(crate) struct Workers {
@@ -34,6 +35,8 @@ pub(crate) struct WorkersConfig<'a> {
     pub(crate) names: Names,
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) context: RedoContext,
+    pub(crate) verify_images: bool,
+    pub(crate) broken_rule: Option<BrokenRule>,
 }
 
 /// A worker thread ended before it was told to.
@@ -55,6 +58,8 @@ impl Workers {
                 cache: PageCache::new(config.cache_pages / config.count),
                 checksums: config.checksums,
                 context: config.context,
+                verify_images: config.verify_images,
+                broken_rule: config.broken_rule,
                 inbox,
                 peers: senders.clone(),
                 returns: returns_sender.clone(),

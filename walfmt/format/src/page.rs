@@ -224,12 +224,14 @@ pub enum PageError {
 }
 
 /// Whether the page was never initialised (`PageIsNew`). It should then be all zero.
+#[inline]
 #[must_use]
 pub fn is_new(page: &Page) -> bool {
     upper(page) == 0
 }
 
 /// `pd_lsn`: end of the last record that changed the page.
+#[inline]
 #[must_use]
 pub fn lsn(page: &Page) -> Lsn {
     Lsn(u64::from(u32_at(page, field::PD_LSN)) << 32 | u64::from(u32_at(page, field::PD_LSN + 4)))
@@ -242,30 +244,35 @@ pub fn checksum(page: &Page) -> u16 {
 }
 
 /// `pd_flags`.
+#[inline]
 #[must_use]
 pub fn flags(page: &Page) -> u16 {
     u16_at(page, field::PD_FLAGS)
 }
 
 /// `pd_lower`: end of the line pointers.
+#[inline]
 #[must_use]
 pub fn lower(page: &Page) -> u16 {
     u16_at(page, field::PD_LOWER)
 }
 
 /// `pd_upper`: begin of the items.
+#[inline]
 #[must_use]
 pub fn upper(page: &Page) -> u16 {
     u16_at(page, field::PD_UPPER)
 }
 
 /// `pd_special`: end of the items, begin of the special space.
+#[inline]
 #[must_use]
 pub fn special(page: &Page) -> u16 {
     u16_at(page, field::PD_SPECIAL)
 }
 
 /// `pd_prune_xid`.
+#[inline]
 #[must_use]
 pub fn prune_xid(page: &Page) -> TransactionId {
     TransactionId(u32_at(page, field::PD_PRUNE_XID))
@@ -319,6 +326,7 @@ fn header_error(page: &Page) -> PageError {
 
 /// How many line pointers the page has, which is the highest item number
 /// (`PageGetMaxOffsetNumber`). Never more than fit on a page, whatever `pd_lower` says.
+#[inline]
 #[must_use]
 pub fn max_offset(page: &Page) -> u16 {
     let lower = lower(page).min(BLOCK_SIZE as u16);
@@ -329,6 +337,7 @@ pub fn max_offset(page: &Page) -> u16 {
 ///
 /// # Errors
 /// [`PageError::NoItem`].
+#[inline]
 pub fn item_id_place(page: &Page, item: u16) -> Result<usize, PageError> {
     let count = max_offset(page);
     if item == 0 || item > count {
@@ -341,6 +350,7 @@ pub fn item_id_place(page: &Page, item: u16) -> Result<usize, PageError> {
 ///
 /// # Errors
 /// [`PageError::NoItem`].
+#[inline]
 pub fn item_id(page: &Page, item: u16) -> Result<ItemId, PageError> {
     Ok(ItemId::from_raw(u32_at(page, item_id_place(page, item)?)))
 }
@@ -349,6 +359,7 @@ pub fn item_id(page: &Page, item: u16) -> Result<ItemId, PageError> {
 ///
 /// # Errors
 /// [`PageError`] if there is no such item, it has no storage, or it is not where items can be.
+#[inline]
 pub fn item_range(page: &Page, item: u16) -> Result<std::ops::Range<usize>, PageError> {
     let id = item_id(page, item)?;
     let (offset, length) = (usize::from(id.offset), usize::from(id.length));
@@ -369,6 +380,7 @@ pub fn item_range(page: &Page, item: u16) -> Result<std::ops::Range<usize>, Page
 ///
 /// # Errors
 /// As [`item_range`].
+#[inline]
 pub fn item(page: &Page, item: u16) -> Result<&[u8], PageError> {
     Ok(&page[item_range(page, item)?])
 }

@@ -107,7 +107,8 @@ pub enum PageChange {
 /// What the page's owner must have at hand before [`redo_page`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageNeed {
-    /// Nothing: the change rebuilds the page. Give zeros; extend the fork to it if need be.
+    /// Nothing: the change rebuilds the page, whatever bytes it is given. Extend the fork to it if
+    /// need be.
     Nothing,
     /// The page as it is. If the fork does not reach it, or it is all zero, the change does not
     /// happen and the page goes into the table of invalid pages.

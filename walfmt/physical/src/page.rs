@@ -12,6 +12,7 @@
 //!
 //! Rules: `src/backend/storage/page/bufpage.c`.
 
+use smallvec::SmallVec;
 use walfmt::bytes::put;
 use walfmt::page::{
     HEAP_ITEMS_MAX, ITEM_ID_SIZE, PAGE_HEADER_SIZE, PAGE_SIZE_AND_VERSION, PD_HAS_FREE_LINES,
@@ -168,11 +169,11 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
     let (lower, _, _) = bounds(page)?;
     let count = max_offset(page);
     let mut doomed = items.iter().copied().peekable();
-    let mut together = 0;
+    let mut kept = Packing::new();
     for item in 1..=count {
         let range = aligned_item_range(page, item)?;
         if doomed.next_if_eq(&item).is_none() {
-            together += max_align(range.len());
+            kept.push(item_id(page, item)?, range.start);
         }
     }
     if let Some(item) = doomed.next() {
@@ -182,22 +183,14 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
             PageError::Argument("items to be deleted are not in ascending order")
         });
     }
-    check_together(page, together)?;
+    check_together(page, kept.bytes)?;
 
-    let old = *page;
-    let mut doomed = items.iter().copied().peekable();
-    let mut packer = Packer::new(page);
-    let mut place = PAGE_HEADER_SIZE;
-    for item in 1..=count {
-        if doomed.next_if_eq(&item).is_none() {
-            let id = packer.place(&old, item_id(&old, item)?);
-            put(packer.page, place, id.to_raw()?.to_le_bytes());
-            place += ITEM_ID_SIZE;
-        }
+    kept.pack(page);
+    for (id, place) in kept.items.iter().zip((PAGE_HEADER_SIZE..).step_by(ITEM_ID_SIZE)) {
+        put(page, place, id.to_raw()?.to_le_bytes());
     }
-    packer.finish();
-    debug_assert!(place <= lower);
-    set_lower(page, place);
+    debug_assert!(PAGE_HEADER_SIZE + kept.items.len() * ITEM_ID_SIZE <= lower);
+    set_lower(page, PAGE_HEADER_SIZE + kept.items.len() * ITEM_ID_SIZE);
     Ok(())
 }
 
@@ -237,38 +230,38 @@ pub fn overwrite_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), Pa
 pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
     let (lower, upper, special) = bounds(page)?;
     let count = max_offset(page);
-    let mut together = 0;
-    for item in 1..=count {
-        let id = item_id(page, item)?;
-        if id.is_used() && id.has_storage() {
-            let offset = usize::from(id.offset);
-            let size = max_align(id.length.into());
-            if offset < upper || offset + size > special {
-                return Err(place_error(page, item, id));
-            }
-            together += size;
-        }
-    }
-    check_together(page, together)?;
-
-    let old = *page;
-    let mut packer = Packer::new(page);
+    let mut stored = Packing::new();
     let mut last_used = 0;
     let mut unused = 0;
     for item in 1..=count {
-        let id = item_id(&old, item)?;
+        let id = item_id(page, item)?;
         if !id.is_used() {
             unused += 1;
-            set_item_id(packer.page, item, ItemId::UNUSED)?;
+            if id != ItemId::UNUSED {
+                set_item_id(page, item, ItemId::UNUSED)?;
+            }
             continue;
         }
         last_used = item;
         if id.has_storage() {
-            let id = packer.place(&old, id);
-            set_item_id(packer.page, item, id)?;
+            let offset = usize::from(id.offset);
+            if offset < upper || offset + max_align(id.length.into()) > special {
+                return Err(place_error(page, item, id));
+            }
+            stored.push(id, offset);
         }
     }
-    packer.finish();
+    check_together(page, stored.bytes)?;
+
+    stored.pack(page);
+    let mut packed = stored.items.iter();
+    for item in 1..=last_used {
+        if item_id(page, item)?.has_storage()
+            && let Some(id) = packed.next()
+        {
+            set_item_id(page, item, *id)?;
+        }
+    }
     let dropped = count - last_used;
     set_lower(page, lower - usize::from(dropped) * ITEM_ID_SIZE);
     hint_free_lines(page, unused > dropped);
@@ -312,32 +305,74 @@ pub fn heap_free_space(page: &Page) -> u16 {
     if flags(page) & PD_HAS_FREE_LINES != 0 && items.any(unused) { space } else { 0 }
 }
 
-/// Lays items out below the special space, one after the other.
+/// Items to be laid out below the special space, one after the other, in the order of their line
+/// pointers.
 ///
-/// PostgreSQL moves what it can in place and copies the rest through a buffer; since 14 the result
-/// is the same either way, the order of the line pointers.
-struct Packer<'a> {
-    page: &'a mut Page,
-    upper: usize,
+/// Since 14 PostgreSQL gives the same result, whether the items lie in that order already and are
+/// moved in place, or not and go through a copy (`compactify_tuples`). Neighbours move together.
+struct Packing {
+    items: SmallVec<[ItemId; 512]>,
+    /// What they take together, padding included.
+    bytes: usize,
+    /// Each lies below the one before.
+    in_order: bool,
+    /// Where the last one begins.
+    lowest: usize,
 }
 
-impl<'a> Packer<'a> {
-    fn new(page: &'a mut Page) -> Self {
-        let upper = special(page).into();
-        Self { page, upper }
+impl Packing {
+    fn new() -> Self {
+        Self { items: SmallVec::new(), bytes: 0, in_order: true, lowest: BLOCK_SIZE }
     }
 
-    /// Takes one item over from `old`, padding included. Its place, and that of all together, was
-    /// checked.
-    fn place(&mut self, old: &Page, id: ItemId) -> ItemId {
-        let (start, size) = (usize::from(id.offset), max_align(id.length.into()));
-        self.upper -= size;
-        self.page[self.upper..self.upper + size].copy_from_slice(&old[start..start + size]);
-        ItemId { offset: self.upper as u16, ..id }
+    fn push(&mut self, id: ItemId, offset: usize) {
+        let size = max_align(id.length.into());
+        self.bytes += size;
+        self.in_order &= offset + size <= self.lowest;
+        self.lowest = offset;
+        self.items.push(id);
     }
 
-    fn finish(self) {
-        set_upper(self.page, self.upper);
+    /// Moves the items, and writes down where they are now, not yet in their line pointers. Their
+    /// places, and that of all together, were checked.
+    fn pack(&mut self, page: &mut Page) {
+        let old = if self.in_order { None } else { Some(*page) };
+        let mut target: usize = special(page).into();
+        let mut run = Run { start: target, end: target, to: target };
+        for id in &mut self.items {
+            let (start, size) = (usize::from(id.offset), max_align(id.length.into()));
+            if start + size == run.start {
+                run.start = start;
+            } else {
+                run.copy(old.as_ref(), page);
+                run = Run { start, end: start + size, to: target };
+            }
+            target -= size;
+            id.offset = target as u16;
+        }
+        run.copy(old.as_ref(), page);
+        set_upper(page, target);
+    }
+}
+
+/// Neighbouring bytes that go to one place, which ends at `to`.
+struct Run {
+    start: usize,
+    end: usize,
+    to: usize,
+}
+
+impl Run {
+    /// In place only upwards, and the upper ones first: nothing is overwritten before it was moved.
+    fn copy(&self, old: Option<&Page>, page: &mut Page) {
+        if self.to == self.end {
+            return;
+        }
+        let target = self.to - (self.end - self.start);
+        match old {
+            Some(old) => page[target..self.to].copy_from_slice(&old[self.start..self.end]),
+            None => page.copy_within(self.start..self.end, target),
+        }
     }
 }
 
