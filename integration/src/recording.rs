@@ -72,6 +72,8 @@ impl Recording {
         };
         let checkpoint = recording.checkpoint_at(label.check_point)?;
         recording.copy(&recording.backup, &recording.store)?;
+        // It says what the backup is, which the store soon is not any more.
+        fs::remove_file(recording.store.join("backup_manifest")).context("no manifest")?;
         Store::prepare(&recording.store, &checkpoint, label.check_point, &label)?;
         Ok(recording)
     }

@@ -11,8 +11,11 @@
 //! map may lack bits, never have more, and leaves of a free space map may be 0. What is not a leaf in
 //! a free space map is a sum of leaves that servers mend when they meet it.
 //!
-//! `WALFERRY_CRASH_POINTS` says how many points there are at least; `integration/crash.sh` asks for
-//! more than the default.
+//! That such a store is what PostgreSQL makes of the same WAL, a real standby says, once for each
+//! workload.
+//!
+//! `WALFERRY_CRASH_POINTS` says how many points there are at least in each workload;
+//! `integration/crash.sh` asks for more than the default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,19 +25,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use integration::identical::Directories;
+use integration::standby::Standby;
 use integration::{Cluster, ClusterOptions, Recording, Scratch, Seed};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use walferry_store::testing::{Fault, Lie, Losses, LossyDisk};
-use walferry_store::{Store, StoreConfig};
+use walferry_store::{LockError, OpenError, Store, StoreConfig, tablespaces_directory};
 use walfmt::Lsn;
 use walfmt::relation::BLOCK_SIZE;
 
 /// How many points one workload gets at least, unless the environment says otherwise.
-const POINTS: u64 = 20;
+const POINTS: u64 = 12;
 
 /// How many runs have a disk that lies, of each kind.
-const CONTROLS: u64 = 4;
+const CONTROLS: u64 = 3;
 
 /// Lives of one store at most, before the last one.
 const LIVES_MAX: u64 = 8;
@@ -57,6 +62,7 @@ fn small_transactions_survive() -> Result<()> {
             }
             leader.pgbench_run(&["-c", "4", "-j", "2", "-t", "200"]).map(drop)
         },
+        has_standby: true,
     };
     workload.survives()
 }
@@ -76,6 +82,7 @@ fn bulk_loads_and_drops_survive() -> Result<()> {
             )
         },
         work: |leader| each(leader, BULK),
+        has_standby: true,
     };
     workload.survives()
 }
@@ -96,6 +103,7 @@ fn mixed_changes_survive() -> Result<()> {
             )
         },
         work: |leader| each(leader, MIXED),
+        has_standby: true,
     };
     workload.survives()
 }
@@ -118,9 +126,95 @@ fn what_is_kept_about_transactions_survives() -> Result<()> {
             )
         },
         work: |leader| each(leader, TRANSACTIONS),
+        has_standby: true,
     };
     workload.survives()
 }
+
+#[test]
+fn tablespaces_with_a_location_survive() -> Result<()> {
+    let workload = Workload {
+        name: "tablespaces with a location",
+        data_checksums: true,
+        wal_compression: "zstd",
+        prepare: |leader| {
+            each(
+                leader,
+                "create table rows (id int primary key, v int, filler text);
+                 insert into rows select g, 0, repeat('r', 80) from generate_series(1, 5000) g;
+                 create tablespace early location '';
+                 create table placed_early (id int primary key) tablespace early;
+                 insert into placed_early select generate_series(1, 1000)",
+            )
+        },
+        work: |leader| {
+            let location = leader.data_directory().with_file_name("space");
+            let location = location.display();
+            leader
+                .sql(&format!("copy (select 1) to program 'cat > /dev/null; mkdir {location}'"))?;
+            leader.sql(&format!("create tablespace far location '{location}'"))?;
+            each(leader, LOCATIONS)?;
+            let tables =
+                "create table t as select g, repeat('t', 50) as t from generate_series(1, 3000) g;
+                          create index on t (g);
+                          delete from t where g % 3 = 0";
+            for database in ["by_wal", "by_files"] {
+                for statement in tables.split(";\n") {
+                    leader.endpoint().sql_in(database, statement)?;
+                }
+                leader.endpoint().sql_in(database, "vacuum full pg_class")?;
+                leader.sql("checkpoint")?;
+            }
+            each(leader, MORE_LOCATIONS)
+        },
+        // It would use the leader's directory of the tablespace that has a location.
+        has_standby: false,
+    };
+    workload.survives()
+}
+
+const LOCATIONS: &str = "
+    create tablespace near location '';
+    create table placed (id int primary key, t text) tablespace far;
+    insert into placed select g, repeat('p', 60) from generate_series(1, 3000) g;
+    vacuum placed;
+    create index on placed (t) tablespace near;
+    checkpoint;
+    update rows set v = 1 where id % 3 = 0;
+    create database by_wal strategy wal_log;
+    create database by_files strategy file_copy;
+    create database doomed tablespace near strategy file_copy;
+    alter table placed set tablespace near;
+    update placed set t = 'q' where id % 5 = 0;
+    vacuum full pg_proc;
+    reindex index pg_class_oid_index;
+    checkpoint;
+    drop database doomed;
+    insert into placed_early select generate_series(1001, 4000);
+    alter table placed set tablespace far";
+
+const MORE_LOCATIONS: &str = "
+    alter database by_files set tablespace far;
+    create database of_template template by_wal strategy file_copy;
+    vacuum full pg_database;
+    update rows set v = 2 where id % 4 = 0;
+    drop database by_wal;
+    checkpoint;
+    create database again template of_template tablespace near strategy wal_log;
+    vacuum full pg_class;
+    update placed set t = 'r' where id % 6 = 0;
+    alter table placed_early set tablespace pg_default;
+    drop tablespace early;
+    checkpoint;
+    drop database by_files;
+    drop table placed;
+    drop tablespace far;
+    update rows set v = 3 where id % 5 = 0;
+    alter database again set tablespace pg_default;
+    drop tablespace near;
+    create tablespace near location '';
+    create table placed (id int primary key) tablespace near;
+    insert into placed select generate_series(1, 2000)";
 
 /// A multixact for each row; prepared transactions that end before, behind and between checkpoints;
 /// origins.
@@ -183,6 +277,7 @@ fn databases_and_tablespaces_survive() -> Result<()> {
             }
             Ok(())
         },
+        has_standby: true,
     };
     workload.survives()
 }
@@ -317,6 +412,8 @@ struct Workload {
     wal_compression: &'static str,
     prepare: fn(&Cluster) -> Result<()>,
     work: fn(&Cluster) -> Result<()>,
+    /// Whether a real standby can replay it beside the leader.
+    has_standby: bool,
 }
 
 impl Workload {
@@ -328,6 +425,9 @@ impl Workload {
         let scratch = Scratch::new()?;
         let recording = self.record(&scratch)?;
         let reference = Reference::make(&scratch, &recording)?;
+        if self.has_standby {
+            reference.ensure_identical_to_a_standby(&scratch, &recording)?;
+        }
         println!(
             "{}: {} MB of WAL, {} file calls, recorded and replayed in {:.1} s",
             self.name,
@@ -376,11 +476,11 @@ impl Workload {
             fsync: false,
             settings: [
                 "autovacuum = off",
-                "allow_in_place_tablespaces = on",
                 "checkpoint_timeout = 1h",
                 "max_wal_size = 16GB",
                 "wal_keep_size = 16GB",
                 "track_commit_timestamp = on",
+                "allow_in_place_tablespaces = on",
                 &format!("wal_compression = {}", self.wal_compression),
             ]
             .map(str::to_owned)
@@ -393,6 +493,7 @@ impl Workload {
 
 /// A store that nothing has ever happened to.
 struct Reference {
+    directory: PathBuf,
     files: BTreeMap<String, Vec<u8>>,
     /// How many file calls it took that change or sync something.
     calls: u64,
@@ -412,7 +513,29 @@ impl Reference {
         store.wait_applied()?;
         store.consistency()?;
         store.close()?;
-        Ok(Self { files: files_of(&directory)?, calls: disk.calls() })
+        Ok(Self { files: files_of(&directory)?, calls: disk.calls(), directory })
+    }
+
+    /// It is, as PostgreSQL itself says.
+    fn ensure_identical_to_a_standby(
+        &self,
+        scratch: &Scratch,
+        recording: &Recording,
+    ) -> Result<()> {
+        let (backup, end) = (recording.backup(), recording.last_checkpoint);
+        let segment = recording.wal().path_of(end);
+        let wal = segment.parent().context("segments lie in a directory")?;
+        let standby = Standby::recover(scratch, "standby", backup, wal, end)?;
+        let second;
+        let free_space = if recording.data_checksums {
+            second = Standby::recover_without_checksums(scratch, "second", backup, wal, end)?;
+            &second
+        } else {
+            &standby
+        };
+        let comparison = Directories::new(&self.directory, &standby, free_space, end)?.compare()?;
+        println!("the reference and a standby: {} pages", comparison.pages_compared());
+        comparison.ensure_identical()
     }
 }
 
@@ -517,7 +640,7 @@ impl<'a> Lives<'a> {
     ) -> Result<Self> {
         let directory = scratch.path().join("lives");
         let attic = scratch.path().join("lives-attic");
-        for old in [&directory, &attic] {
+        for old in [&directory, &attic, &tablespaces_directory(&directory)] {
             if old.exists() {
                 fs::remove_dir_all(old)?;
             }
@@ -610,7 +733,7 @@ impl<'a> Lives<'a> {
         let workers = self.random.random_range(1..=3);
         let cache_pages = self.random.random_range(20..300);
         let config = config(&self.directory, workers, cache_pages);
-        let mut store = Store::open_on(Arc::new(self.disk.clone()), &config)?;
+        let mut store = self.open(&config)?;
         if !store.pages_are_bounded() {
             store.set_consistent_after(self.known_end)?;
         }
@@ -633,6 +756,20 @@ impl<'a> Lives<'a> {
         Ok(())
     }
 
+    /// A program that another test starts in this moment has the files of this process, and with
+    /// them the last life's lock, until it runs.
+    fn open(&self, config: &StoreConfig) -> Result<Store, OpenError> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match Store::open_on(Arc::new(self.disk.clone()), config) {
+                Err(OpenError::Lock(LockError::Agent { .. })) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     fn ensure_said(&self, error: &anyhow::Error, fault: Fault) -> Result<()> {
         let text = format!("{error:#}");
         let errno = if fault == Fault::NoSpace { "os error 28" } else { "os error 5" };
@@ -646,7 +783,8 @@ impl<'a> Lives<'a> {
 
     /// What kind of file it is, for the report.
     fn kind_of(&self, path: &Path) -> String {
-        let name = path.strip_prefix(&self.directory).unwrap_or(path).to_string_lossy();
+        let Ok(name) = path.strip_prefix(&self.directory) else { return "tablespaces".to_owned() };
+        let name = name.to_string_lossy();
         let fork = ["_fsm", "_vm", "_init"].into_iter().find(|fork| name.contains(fork));
         match name.split_once('/') {
             None if name.is_empty() => "data directory".to_owned(),

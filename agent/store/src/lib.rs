@@ -23,6 +23,27 @@
 //!   written or forgotten; after a copy the next checkpoint is a restart point before replay goes on.
 //! - Nothing of a record that the dispatcher refuses is handed over: see [`Store::replay`].
 //!
+//! # What is left by a crash
+//!
+//! Whatever was not synced may be there or not: each 4 kB of a file on its own, so that pages are
+//! torn, each file's length, each name. From the last restart point on, all of it is done again.
+//!
+//! - The last restart point is whole: one sync of the file systems stands before its control file,
+//!   which is replaced by a rename.
+//! - A page that was changed since has an image in the WAL at its first change, because the restart
+//!   point is a checkpoint of the leader, who writes full pages. It is not read before.
+//! - What has no image is done again without a look at what is there: bits that visibility maps lose,
+//!   transactions, truncations, drops. It is also *written* again if it is there already: after a
+//!   failed sync it may be in the kernel's cache only.
+//! - A file copy, which reads more than it names, is never made again: see `databases.rs`.
+//! - Where checksums show that a page of a map is torn, the page is begun anew, as in a server. A
+//!   visibility map may lack bits then, and a free space map know less, never more.
+//!
+//! [`disk`] is where the file calls are, and `testing` a disk that loses, tears, fills up and fails;
+//! `integration/tests/crash.rs` lets it, in the middle of any call, and compares what becomes of the
+//! store with one that nothing happened to. Full disks and write errors end replay with the file and
+//! the call; opened again, it goes on.
+//!
 //! Start with [`Store`].
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that panics has failed, as it should

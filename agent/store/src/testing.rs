@@ -557,6 +557,7 @@ impl Change {
 
 impl Disk for LossyDisk {
     fn open(&self, path: &Path, how: OpenHow) -> Result<Box<dyn DiskFile>, FileError> {
+        let path = &without_links(path);
         let mut state = self.state();
         state.check_power("open", path)?;
         let is_there = OsDisk.metadata(path).is_ok();
@@ -587,6 +588,7 @@ impl Disk for LossyDisk {
     }
 
     fn create_directory(&self, path: &Path, mode: u32) -> Result<(), FileError> {
+        let path = &without_links(path);
         let mut state = self.state();
         let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
         for path in missing.into_iter().rev() {
@@ -598,6 +600,7 @@ impl Disk for LossyDisk {
     }
 
     fn create_link(&self, target: &Path, path: &Path) -> Result<(), FileError> {
+        let path = &without_links(path);
         let mut state = self.state();
         state.begin_whole("create", path, Want::Space)?;
         OsDisk.create_link(target, path)?;
@@ -610,6 +613,7 @@ impl Disk for LossyDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), FileError> {
+        let (from, to) = (&*without_links(from), &*without_links(to));
         let mut state = self.state();
         state.begin_whole("rename", from, Want::NoSpace)?;
         let node = inode_of(from).map_err(|error| failed("rename", from, error.source))?;
@@ -630,6 +634,7 @@ impl Disk for LossyDisk {
     }
 
     fn remove(&self, path: &Path) -> Result<(), FileError> {
+        let path = &without_links(path);
         let mut state = self.state();
         inode_of(path).map_err(|error| failed("remove", path, error.source))?;
         state.begin_whole("remove", path, Want::NoSpace)?;
@@ -646,6 +651,7 @@ impl Disk for LossyDisk {
     }
 
     fn copy(&self, from: &Path, to: &Path, mode: u32) -> Result<(), FileError> {
+        let to = &without_links(to);
         let mut state = self.state();
         let outcome = state.begin("copy to", to, Want::Space)?;
         OsDisk.copy(from, to, mode)?;
@@ -668,6 +674,7 @@ impl Disk for LossyDisk {
         let mut state = self.state();
         state.begin_whole(SYNC, path, Want::Space)?;
         if state.lie != Some(Lie::All) {
+            let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
             state.changes.retain(|change| !change.is_in(path));
             state.clear_attic()?;
         }
@@ -842,6 +849,18 @@ impl Random {
 
 fn failed(action: &'static str, path: &Path, error: io::Error) -> FileError {
     FileError { action, path: path.to_owned(), source: error }
+}
+
+/// The path by which a name is known whatever becomes of the links on the way to it.
+fn without_links(path: &Path) -> PathBuf {
+    let mut known = path.to_owned();
+    for ancestor in path.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (ancestor.canonicalize(), path.strip_prefix(ancestor)) {
+            known = real.join(rest);
+            break;
+        }
+    }
+    known
 }
 
 /// The number of what has this name itself: of a symbolic link, not of what it points to.
