@@ -144,7 +144,8 @@ pub(crate) fn put_inserted(
     page: &mut Page,
 ) -> Result<(), Fault> {
     let ctid = ItemPointer { block, offset };
-    let mut tuple = tuple_header(record.header.xid, TransactionId::INVALID, ctid, image);
+    let mut tuple = TupleBuffer::new();
+    tuple.extend_from_slice(&tuple_header(record.header.xid, TransactionId::INVALID, ctid, image));
     tuple.extend_from_slice(image.bytes);
     Ok(page::put_item(page, offset, &tuple)?)
 }
@@ -203,8 +204,10 @@ fn update(
     if block.id == 0 {
         let updated = UpdatedTuple::read(block.data, update.flags)?;
         let old = same_page.then_some(update.old_offnum);
-        let tuple =
-            updated_tuple(record.header.xid, update.new_xmax, new_tid, &updated, old, page)?;
+        let header = tuple_header(record.header.xid, update.new_xmax, new_tid, &updated.tuple);
+        let mut tuple = TupleBuffer::new();
+        tuple.extend_from_slice(&header);
+        add_updated(&mut tuple, &updated, old, page)?;
         page::put_item(page, update.new_offnum, &tuple)?;
         if update.flags & update_flags::NEW_ALL_VISIBLE_CLEARED != 0 {
             clear_all_visible(page);
@@ -213,20 +216,18 @@ fn update(
     Ok(())
 }
 
-/// The new version, put together from the record and from the old version on the same page.
-fn updated_tuple(
-    xmin: TransactionId,
-    xmax: TransactionId,
-    ctid: ItemPointer,
+/// The new version behind its header, put together from the record and from the old version on the
+/// same page.
+fn add_updated(
+    tuple: &mut TupleBuffer,
     updated: &UpdatedTuple<'_>,
     old_offnum: Option<u16>,
     page: &Page,
-) -> Result<TupleBuffer, Fault> {
+) -> Result<(), Fault> {
     let UpdatedTuple { prefix_length, suffix_length, tuple: image } = updated;
-    let mut tuple = tuple_header(xmin, xmax, ctid, image);
     if (*prefix_length, *suffix_length) == (0, 0) {
         tuple.extend_from_slice(image.bytes);
-        return Ok(tuple);
+        return Ok(());
     }
     let Some(old_offnum) = old_offnum else {
         return Err(Fault::corrupt("the new tuple needs the old one, which is on another page"));
@@ -257,7 +258,7 @@ fn updated_tuple(
     tuple.extend_from_slice(prefix);
     tuple.extend_from_slice(middle);
     tuple.extend_from_slice(&attributes[suffix_at..]);
-    Ok(tuple)
+    Ok(())
 }
 
 fn lock(lock: Lock, block: &BlockReference<'_>, page: &mut Page) -> Result<(), Fault> {
@@ -370,15 +371,14 @@ fn tuple_header(
     xmax: TransactionId,
     ctid: ItemPointer,
     image: &TupleImage<'_>,
-) -> TupleBuffer {
-    let mut tuple = TupleBuffer::new();
-    tuple.extend_from_slice(&xmin.0.to_le_bytes());
-    tuple.extend_from_slice(&xmax.0.to_le_bytes());
-    tuple.extend_from_slice(&[0; 4]);
-    tuple.extend_from_slice(&ctid.to_bytes());
-    tuple.extend_from_slice(&image.infomask2.to_le_bytes());
-    tuple.extend_from_slice(&(image.infomask & !HEAP_COMBOCID).to_le_bytes());
-    tuple.push(image.hoff);
+) -> [u8; HeapTupleHeader::SIZE] {
+    let mut tuple = [0; HeapTupleHeader::SIZE];
+    put(&mut tuple, 0, xmin.0.to_le_bytes());
+    put(&mut tuple, 4, xmax.0.to_le_bytes());
+    put(&mut tuple, 12, ctid.to_bytes());
+    put(&mut tuple, 18, image.infomask2.to_le_bytes());
+    put(&mut tuple, 20, (image.infomask & !HEAP_COMBOCID).to_le_bytes());
+    tuple[22] = image.hoff;
     tuple
 }
 

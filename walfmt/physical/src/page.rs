@@ -171,9 +171,9 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
     let mut doomed = items.iter().copied().peekable();
     let mut kept = Packing::new();
     for item in 1..=count {
-        let range = aligned_item_range(page, item)?;
+        aligned_item_range(page, item)?;
         if doomed.next_if_eq(&item).is_none() {
-            kept.push(item_id(page, item)?, range.start);
+            kept.push(item, item_id(page, item)?);
         }
     }
     if let Some(item) = doomed.next() {
@@ -185,12 +185,12 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
     }
     check_together(page, kept.bytes)?;
 
-    kept.pack(page);
-    for (id, place) in kept.items.iter().zip((PAGE_HEADER_SIZE..).step_by(ITEM_ID_SIZE)) {
-        put(page, place, id.to_raw()?.to_le_bytes());
+    let kept = kept.pack(page);
+    for (kept, place) in kept.iter().zip((PAGE_HEADER_SIZE..).step_by(ITEM_ID_SIZE)) {
+        put(page, place, kept.id.to_raw()?.to_le_bytes());
     }
-    debug_assert!(PAGE_HEADER_SIZE + kept.items.len() * ITEM_ID_SIZE <= lower);
-    set_lower(page, PAGE_HEADER_SIZE + kept.items.len() * ITEM_ID_SIZE);
+    debug_assert!(PAGE_HEADER_SIZE + kept.len() * ITEM_ID_SIZE <= lower);
+    set_lower(page, PAGE_HEADER_SIZE + kept.len() * ITEM_ID_SIZE);
     Ok(())
 }
 
@@ -233,13 +233,12 @@ pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
     let mut stored = Packing::new();
     let mut last_used = 0;
     let mut unused = 0;
-    for item in 1..=count {
-        let id = item_id(page, item)?;
+    let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut();
+    for (pointer, item) in pointers.iter_mut().zip(1..=count) {
+        let id = ItemId::from_raw(u32::from_le_bytes(*pointer));
         if !id.is_used() {
             unused += 1;
-            if id != ItemId::UNUSED {
-                set_item_id(page, item, ItemId::UNUSED)?;
-            }
+            *pointer = [0; ITEM_ID_SIZE];
             continue;
         }
         last_used = item;
@@ -248,19 +247,13 @@ pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
             if offset < upper || offset + max_align(id.length.into()) > special {
                 return Err(place_error(page, item, id));
             }
-            stored.push(id, offset);
+            stored.push(item, id);
         }
     }
     check_together(page, stored.bytes)?;
 
-    stored.pack(page);
-    let mut packed = stored.items.iter();
-    for item in 1..=last_used {
-        if item_id(page, item)?.has_storage()
-            && let Some(id) = packed.next()
-        {
-            set_item_id(page, item, *id)?;
-        }
+    for moved in stored.pack(page) {
+        put(page, moved.place.into(), moved.id.to_raw()?.to_le_bytes());
     }
     let dropped = count - last_used;
     set_lower(page, lower - usize::from(dropped) * ITEM_ID_SIZE);
@@ -311,7 +304,7 @@ pub fn heap_free_space(page: &Page) -> u16 {
 /// Since 14 PostgreSQL gives the same result, whether the items lie in that order already and are
 /// moved in place, or not and go through a copy (`compactify_tuples`). Neighbours move together.
 struct Packing {
-    items: SmallVec<[ItemId; 512]>,
+    items: SmallVec<[Packed; 512]>,
     /// What they take together, padding included.
     bytes: usize,
     /// Each lies below the one before.
@@ -320,26 +313,37 @@ struct Packing {
     lowest: usize,
 }
 
+/// An item with storage.
+#[derive(Clone, Copy)]
+struct Packed {
+    /// Where its line pointer is.
+    place: u16,
+    /// What belongs there.
+    id: ItemId,
+}
+
 impl Packing {
     fn new() -> Self {
         Self { items: SmallVec::new(), bytes: 0, in_order: true, lowest: BLOCK_SIZE }
     }
 
-    fn push(&mut self, id: ItemId, offset: usize) {
-        let size = max_align(id.length.into());
+    #[inline]
+    fn push(&mut self, item: u16, id: ItemId) {
+        let (offset, size) = (usize::from(id.offset), max_align(id.length.into()));
         self.bytes += size;
         self.in_order &= offset + size <= self.lowest;
         self.lowest = offset;
-        self.items.push(id);
+        let place = PAGE_HEADER_SIZE as u16 + (item - 1) * ITEM_ID_SIZE as u16;
+        self.items.push(Packed { place, id });
     }
 
-    /// Moves the items, and writes down where they are now, not yet in their line pointers. Their
-    /// places, and that of all together, were checked.
-    fn pack(&mut self, page: &mut Page) {
+    /// Moves the items, and gives them with their new places, which are not yet in their line
+    /// pointers. Their old places, and that of all together, were checked.
+    fn pack(&mut self, page: &mut Page) -> &[Packed] {
         let old = if self.in_order { None } else { Some(*page) };
         let mut target: usize = special(page).into();
         let mut run = Run { start: target, end: target, to: target };
-        for id in &mut self.items {
+        for Packed { id, .. } in &mut self.items {
             let (start, size) = (usize::from(id.offset), max_align(id.length.into()));
             if start + size == run.start {
                 run.start = start;
@@ -352,6 +356,7 @@ impl Packing {
         }
         run.copy(old.as_ref(), page);
         set_upper(page, target);
+        &self.items
     }
 }
 
