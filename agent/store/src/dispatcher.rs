@@ -339,7 +339,9 @@ impl Dispatcher {
     }
 
     fn stage(&mut self, raw: &RawRecord<'_>) -> Result<(), ReplayError> {
-        let record = Record::decode(raw, self.context.version)
+        let mut record = Record::blank();
+        record
+            .read(raw, self.context.version)
             .map_err(|source| ReplayError::Decode { at: raw.start, source })?;
         let context = self.context;
         let mut routing = Routing { dispatcher: self, raw };

@@ -208,6 +208,7 @@ impl Worker {
 
     /// Applies tasks; `false` if another worker's failure lies before the last of them.
     fn apply_tasks(&mut self, records: &RecordBuffer, tasks: &[Task]) -> Result<bool, Failure> {
+        let mut record = Record::blank();
         let mut warm_up_at = 0;
         let mut done = 0;
         for tasks_of_record in tasks.chunk_by(|a, b| a.record == b.record) {
@@ -224,7 +225,8 @@ impl Worker {
             if self.parts.shared.is_stopped_before(at) {
                 return Ok(false);
             }
-            let record = Record::decode(&raw, self.parts.shared.version)
+            record
+                .read(&raw, self.parts.shared.version)
                 .map_err(|error| Failure::Page { at, fault: PageFault::Record(error) })?;
             for task in tasks {
                 self.apply_task(&record, task).map_err(|fault| Failure::Page { at, fault })?;

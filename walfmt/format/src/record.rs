@@ -75,6 +75,15 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
+    const BLANK: Self = Self {
+        total_length: 0,
+        xid: TransactionId::INVALID,
+        prev: Lsn::INVALID,
+        info: 0,
+        rmgr: RmgrId::XLOG,
+        crc: 0,
+    };
+
     /// Reads a header. Nothing is checked; fewer than 24 bytes read as if zeros followed.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
@@ -219,15 +228,34 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`DecodeError`] if the contents contradict themselves.
     pub fn decode(raw: &RawRecord<'a>, version: &Version) -> Result<Self, DecodeError> {
-        let mut record = Self {
-            start: raw.start,
-            end: raw.end,
-            header: raw.header,
-            blocks: SmallVec::new(),
+        let mut record = Self::blank();
+        record.read(raw, version)?;
+        Ok(record)
+    }
+
+    /// A record with nothing in it, for [`Record::read`].
+    #[must_use]
+    pub const fn blank() -> Self {
+        Self {
+            start: Lsn::INVALID,
+            end: Lsn::INVALID,
+            header: RecordHeader::BLANK,
+            blocks: SmallVec::new_const(),
             main_data: &[],
             origin: 0,
             toplevel_xid: TransactionId::INVALID,
-        };
+        }
+    }
+
+    /// [`Record::decode`] into a record that is there already: one is too large to be handed
+    /// around for each of millions.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the contents contradict themselves; the record is then undefined.
+    pub fn read(&mut self, raw: &RawRecord<'a>, version: &Version) -> Result<(), DecodeError> {
+        (self.start, self.end, self.header) = (raw.start, raw.end, raw.header);
+        (self.origin, self.toplevel_xid) = (0, TransactionId::INVALID);
+        self.blocks.clear();
         let mut lengths: SmallVec<[(usize, usize); 3]> = SmallVec::new();
         let mut announced = 0_usize; // bytes of images and data that the headers so far speak of
         let mut main_length = 0_usize;
@@ -237,7 +265,7 @@ impl<'a> Record<'a> {
             let id = cursor.u8("block id")?;
             match id {
                 0..=BLOCK_ID_MAX => {
-                    let last = record.blocks.last();
+                    let last = self.blocks.last();
                     if last.is_some_and(|last| last.id >= id) {
                         return Err(DecodeError::BlockId(id));
                     }
@@ -249,11 +277,11 @@ impl<'a> Record<'a> {
                     )?;
                     lengths.push((header.image_length, header.data_length));
                     announced += header.image_length + header.data_length;
-                    record.blocks.push(header.reference);
+                    self.blocks.push(header.reference);
                 }
-                BLOCK_ID_ORIGIN => record.origin = cursor.u16("origin")?,
+                BLOCK_ID_ORIGIN => self.origin = cursor.u16("origin")?,
                 BLOCK_ID_TOPLEVEL_XID => {
-                    record.toplevel_xid = TransactionId(cursor.u32("toplevel_xid")?);
+                    self.toplevel_xid = TransactionId(cursor.u32("toplevel_xid")?);
                 }
                 BLOCK_ID_DATA_SHORT | BLOCK_ID_DATA_LONG => {
                     main_length = if id == BLOCK_ID_DATA_SHORT {
@@ -267,16 +295,16 @@ impl<'a> Record<'a> {
             }
         }
 
-        for (block, (image_length, data_length)) in record.blocks.iter_mut().zip(lengths) {
+        for (block, (image_length, data_length)) in self.blocks.iter_mut().zip(lengths) {
             let image_bytes = cursor.take(image_length, "block image")?;
             if let Some(image) = &mut block.image {
                 image.bytes = image_bytes;
             }
             block.data = cursor.take(data_length, "block data")?;
         }
-        record.main_data = cursor.take(main_length, "main data")?;
+        self.main_data = cursor.take(main_length, "main data")?;
         cursor.finish("main data")?;
-        Ok(record)
+        Ok(())
     }
 
     /// The block reference with this id, if the record has one.
