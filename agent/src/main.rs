@@ -77,6 +77,14 @@ enum Verb {
     ///
     /// Example: walferry wait --replayed 0/5000060 --timeout 30s
     Wait(verb::wait::Arguments),
+    /// Check the store on disk: every page, and every file that says whether it is whole.
+    ///
+    /// Exit status 0 if all is sound, 1 if something is damaged, 3 if that cannot be asked yet: the
+    /// agent runs, or the store was not stopped cleanly and has not replayed to the archive's end
+    /// since.
+    ///
+    /// Example: walferry verify --store
+    Verify(verb::verify::Arguments),
     /// Open the store as a primary, on a new timeline, with the installed PostgreSQL.
     ///
     /// Example: walferry promote --leader-is-dead --port 5433
@@ -96,6 +104,7 @@ fn main() -> ExitCode {
         Verb::Bootstrap(of) => verb::bootstrap::run(&arguments.config, of),
         Verb::Status(of) => verb::status::run(&arguments.config, of),
         Verb::Wait(of) => verb::wait::run(&arguments.config, of),
+        Verb::Verify(of) => verb::verify::run(&arguments.config, of),
         Verb::Promote(of) => verb::promote::run(&arguments.config, of),
         Verb::Fetch(of) => verb::fetch::run(&arguments.config, of),
     };

@@ -5,4 +5,5 @@ pub(crate) mod fetch;
 pub(crate) mod promote;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
 pub(crate) mod wait;

@@ -72,10 +72,11 @@ fn remove_unreachable(layout: &Layout, directory: &Path) -> Result<(), FileError
 /// The name of a relation's file.
 pub(crate) struct RelationFile<'a> {
     name: &'a str,
-    relation: &'a str,
+    pub(crate) relation: &'a str,
     /// Empty for the main fork.
     pub(crate) fork: &'a str,
-    number: u32,
+    /// Which of the fork's files.
+    pub(crate) number: u32,
 }
 
 impl<'a> RelationFile<'a> {

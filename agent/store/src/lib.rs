@@ -59,6 +59,7 @@ pub mod disk;
 mod dispatcher;
 mod error;
 mod files;
+mod inspection;
 mod invalid_pages;
 mod layout;
 mod lock;
@@ -88,6 +89,7 @@ pub use error::{
     CopyFault, FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError,
     PromotionError, Refusal, ReplayError,
 };
+pub use inspection::{Damage, DamageKind, Findings, Inspection, Listing};
 pub use restart_point::RestartPoint;
 pub use store::{PromotionState, Store, StoreConfig, StoreIdentity};
 pub use tablespaces::tablespaces_directory;

@@ -30,6 +30,9 @@ use crate::layout::{Layout, read_all};
 const RUNNING: &str = "running\n";
 const STOPPED: &str = "stopped\n";
 
+const PID_NAME: &str = "postmaster.pid";
+const LOCK_NAME: &str = "walferry.lock";
+
 /// The right to change the store. Dropped without [`release`](Self::release), it leaves the files
 /// of an unclean stop.
 #[derive(Debug)]
@@ -45,9 +48,9 @@ pub(crate) struct StoreLock {
 impl StoreLock {
     /// Takes the store, or says who has it.
     pub(crate) fn take(layout: &Layout) -> Result<Self, LockError> {
-        let pid_path = layout.at("postmaster.pid");
-        let lock_path = layout.at("walferry.lock");
-        let lock_file = take_flock(layout, &lock_path, &pid_path)?;
+        let pid_path = layout.at(PID_NAME);
+        let lock_path = layout.at(LOCK_NAME);
+        let lock_file = take_flock(layout, &lock_path)?;
         let last_state = read_all(&*lock_file)?;
 
         // From here on there is no other agent: a pid file that exists is a server's, or stale.
@@ -60,9 +63,7 @@ impl StoreLock {
         };
         let lock = Self {
             layout: layout.clone(),
-            // Empty: made just now, or by one whom a crash met before it had changed anything.
-            after_unclean_stop: pid_file_was_there
-                || ![b"", STOPPED.as_bytes()].contains(&&last_state[..]),
+            after_unclean_stop: pid_file_was_there || !is_clean(&last_state),
             pid_path,
             lock_path,
             lock_file,
@@ -123,21 +124,71 @@ impl StoreLock {
     }
 }
 
+/// A store that nobody has, looked at without changing anything. No agent can take it meanwhile.
+#[derive(Debug)]
+pub(crate) struct AtRest {
+    layout: Layout,
+    /// Locked; nothing if no agent has had the store yet, or it was let go of for good.
+    lock_file: Option<Box<dyn DiskFile>>,
+    /// The last stop was not a clean one.
+    pub(crate) after_unclean_stop: bool,
+}
+
+impl AtRest {
+    /// Makes sure that nobody has the store, or says who has it.
+    pub(crate) fn take(layout: &Layout) -> Result<Self, LockError> {
+        let lock_file = layout.open_existing(&layout.at(LOCK_NAME))?;
+        if let Some(file) = &lock_file
+            && !file.try_lock()?
+        {
+            return Err(somebody_has(layout)?);
+        }
+        let at_rest = Self { layout: layout.clone(), lock_file, after_unclean_stop: false };
+        at_rest.check()?;
+        let state = at_rest.lock_file.as_deref().map(read_all).transpose()?.unwrap_or_default();
+        let pid_file_is_there = layout.metadata(&layout.at(PID_NAME))?.is_some();
+        Ok(Self { after_unclean_stop: pid_file_is_there || !is_clean(&state), ..at_rest })
+    }
+
+    /// Makes sure that nobody came meanwhile: a server is not kept out by the lock, nor is an agent
+    /// where there was none to hold.
+    pub(crate) fn check(&self) -> Result<(), LockError> {
+        let named = self.layout.metadata(&self.layout.at(LOCK_NAME))?;
+        let held = self.lock_file.as_ref().map(|file| file.metadata()).transpose()?;
+        if named.map(|named| named.identity) != held.map(|held| held.identity) {
+            return Err(somebody_has(&self.layout)?);
+        }
+        match read_pid(&self.layout, &self.layout.at(PID_NAME))? {
+            PidFile::Pid(pid) if is_somebody_else(pid) => {
+                Err(LockError::Server { pid, directory: self.layout.root().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether `walferry.lock` says so. Empty: made just now, or by one whom a crash met before it had
+/// changed anything.
+fn is_clean(state: &[u8]) -> bool {
+    [b"", STOPPED.as_bytes()].contains(&state)
+}
+
+/// Another agent has the store, or another part of this one.
+fn somebody_has(layout: &Layout) -> Result<LockError, FileError> {
+    let pid = match read_pid(layout, &layout.at(PID_NAME))? {
+        PidFile::Pid(pid) => Some(pid),
+        PidFile::Missing | PidFile::Unreadable => None,
+    };
+    Ok(LockError::Agent { pid, directory: layout.root().to_owned() })
+}
+
 /// Opens and locks `walferry.lock`. The one who held it before may have removed it between our open
 /// and our lock, so the locked file must still be the one with the name.
-fn take_flock(
-    layout: &Layout,
-    path: &Path,
-    pid_path: &Path,
-) -> Result<Box<dyn DiskFile>, LockError> {
+fn take_flock(layout: &Layout, path: &Path) -> Result<Box<dyn DiskFile>, LockError> {
     loop {
         let file = layout.open_or_create(path)?;
         if !file.try_lock()? {
-            let pid = match read_pid(layout, pid_path)? {
-                PidFile::Pid(pid) => Some(pid),
-                PidFile::Missing | PidFile::Unreadable => None,
-            };
-            return Err(LockError::Agent { pid, directory: layout.root().to_owned() });
+            return Err(somebody_has(layout)?);
         }
         let locked = file.metadata()?.identity;
         if layout.metadata(path)?.is_some_and(|named| named.identity == locked) {
@@ -244,5 +295,36 @@ mod tests {
         assert!(lock.after_unclean_stop);
         lock.release_unclean().unwrap();
         assert!(StoreLock::take(&layout(&directory)).unwrap().after_unclean_stop);
+    }
+
+    #[test]
+    fn a_look_changes_nothing_and_keeps_agents_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = layout(&directory);
+        let names = || std::fs::read_dir(directory.path()).unwrap().count();
+        let look = AtRest::take(&layout).unwrap();
+        assert_eq!((look.after_unclean_stop, names()), (false, 0));
+
+        let lock = StoreLock::take(&layout).unwrap();
+        assert!(matches!(look.check(), Err(LockError::Agent { .. })), "one came meanwhile");
+        assert!(matches!(AtRest::take(&layout), Err(LockError::Agent { pid: Some(_), .. })));
+        lock.release().unwrap();
+
+        let look = AtRest::take(&layout).unwrap();
+        assert_eq!((look.after_unclean_stop, names()), (false, 1));
+        assert!(matches!(StoreLock::take(&layout), Err(LockError::Agent { pid: None, .. })));
+        look.check().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(directory.path().join("postmaster.pid"), child.id().to_string()).unwrap();
+        let came = look.check();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(came, Err(LockError::Server { .. })), "a server came: {came:?}");
+        std::fs::remove_file(directory.path().join("postmaster.pid")).unwrap();
+        drop(look);
+
+        drop(StoreLock::take(&layout).unwrap());
+        let look = AtRest::take(&layout).unwrap();
+        assert_eq!((look.after_unclean_stop, names()), (true, 2));
     }
 }

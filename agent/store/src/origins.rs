@@ -14,7 +14,7 @@ use walfmt_physical::OriginChange;
 use crate::error::{FileError, OpenError};
 use crate::layout::Layout;
 
-const NAME: &str = "pg_logical/replorigin_checkpoint";
+pub(crate) const NAME: &str = "pg_logical/replorigin_checkpoint";
 
 /// The progress of all origins.
 ///

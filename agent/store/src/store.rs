@@ -445,7 +445,8 @@ fn check_state(control: &ControlFile) -> Result<(), OpenError> {
     }
 }
 
-fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenError> {
+/// Whether it is a store, or could be one if its leader had other settings.
+pub(crate) fn check_directory(layout: &Layout, control: &ControlFile) -> Result<(), OpenError> {
     let path = layout.at("PG_VERSION");
     let found = layout.read(&path)?.unwrap_or_default();
     let found = String::from_utf8_lossy(&found).into_owned();

@@ -27,7 +27,7 @@ use crate::transaction_log::TransactionLog;
 const DIRECTORY: &str = "pg_twophase";
 
 /// The longest file that a server would read (`MaxAllocSize`), in bytes.
-const FILE_BYTES_MAX: u64 = 0x3FFF_FFFF;
+pub(crate) const FILE_BYTES_MAX: u64 = 0x3FFF_FFFF;
 
 pub(crate) struct PreparedTransactions {
     layout: Layout,

@@ -13,7 +13,7 @@
 //! Magic and CRC are computed anew by whoever writes the file. Rules: `src/include/utils/relmapper.h`,
 //! `src/backend/utils/cache/relmapper.c`.
 
-use crate::bytes::put;
+use crate::bytes::{put, u32_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::relation::{DatabaseLocator, GLOBAL_TABLESPACE};
 use crate::version::Version;
@@ -52,6 +52,52 @@ pub enum RelMapError {
     /// The shared map lies in `pg_global` and no other does.
     #[error("the relation map of database {} in tablespace {}", .0.database, .0.tablespace)]
     Database(DatabaseLocator),
+}
+
+/// A map's file that a server would not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RelMapFileError {
+    /// Too few bytes.
+    #[error("a relation map's file of {found} bytes, expected {expected}")]
+    Length {
+        /// By the version.
+        expected: usize,
+        /// Its length.
+        found: usize,
+    },
+    /// It begins with another number.
+    #[error("magic {found:#010x}, expected {MAGIC:#010x}")]
+    Magic {
+        /// The number.
+        found: u32,
+    },
+    /// It was changed, or only partly written.
+    #[error("CRC {found:#010x}, expected {expected:#010x}")]
+    Crc {
+        /// Of what it holds.
+        expected: u32,
+        /// What it says.
+        found: u32,
+    },
+}
+
+/// Checks a map's file as a server does that reads it (`read_relmap_file`).
+///
+/// # Errors
+/// [`RelMapFileError`] says what is wrong with it.
+pub fn check_file(bytes: &[u8], version: &Version) -> Result<(), RelMapFileError> {
+    let (expected, found) = (version.relation_map_size, bytes.len());
+    let file = bytes.get(..expected).ok_or(RelMapFileError::Length { expected, found })?;
+    let found = u32_at(file, 0);
+    if found != MAGIC {
+        return Err(RelMapFileError::Magic { found });
+    }
+    let crc_at = 8 + 8 * version.relation_map_slots;
+    let (expected, found) = (crc32c::crc32c(&file[..crc_at]), u32_at(file, crc_at));
+    if expected != found {
+        return Err(RelMapFileError::Crc { expected, found });
+    }
+    Ok(())
 }
 
 /// UPDATE (`xl_relmap_update`).
@@ -106,7 +152,6 @@ impl<'a> RelationMap<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bytes::u32_at;
     use crate::version::VERSIONS;
 
     fn update(database: u32, tablespace: u32, count: i32) -> Vec<u8> {
@@ -140,5 +185,24 @@ mod tests {
         for length in 0..whole.len() {
             assert!(read(&whole[..length]).is_err(), "{length}");
         }
+    }
+
+    #[test]
+    fn a_spoiled_file_is_found() {
+        let main = update(5, 1663, 2);
+        let file = RelationMap::read(&main, &VERSIONS[0]).expect("a map").to_file();
+        assert_eq!(check_file(&file, &VERSIONS[0]), Ok(()));
+        let spoiled = |at: usize| {
+            let mut file = file.clone();
+            file[at] ^= 1;
+            check_file(&file, &VERSIONS[0])
+        };
+        assert!(matches!(spoiled(0), Err(RelMapFileError::Magic { .. })));
+        for at in [4, 100, 503, 504, 507] {
+            assert!(matches!(spoiled(at), Err(RelMapFileError::Crc { .. })), "{at}");
+        }
+        assert_eq!(spoiled(508), Ok(()), "padding");
+        let length = RelMapFileError::Length { expected: 512, found: 511 };
+        assert_eq!(check_file(&file[..511], &VERSIONS[0]), Err(length));
     }
 }
