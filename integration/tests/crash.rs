@@ -20,8 +20,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,7 +33,7 @@ use integration::{Cluster, ClusterOptions, Recording, Scratch, Seed};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use walferry_store::testing::{Fault, Lie, Losses, LossyDisk};
-use walferry_store::{LockError, OpenError, Store, StoreConfig, tablespaces_directory};
+use walferry_store::{Inspection, LockError, OpenError, Store, StoreConfig, tablespaces_directory};
 use walfmt::Lsn;
 use walfmt::relation::BLOCK_SIZE;
 
@@ -563,6 +565,8 @@ struct Report {
     cut_calls: BTreeMap<String, u64>,
     restart_points: u64,
     differences: Differences,
+    /// Pages of maps that were torn and are still, in stores that are sound.
+    damaged_maps: u64,
 }
 
 impl Report {
@@ -606,7 +610,12 @@ impl fmt::Display for Report {
         )?;
         let calls = self.cut_calls.iter().map(|(call, count)| format!("{call} {count}"));
         writeln!(f, "  cut in the middle of: {}", calls.collect::<Vec<_>>().join(", "))?;
-        write!(f, "  {}", self.differences)
+        writeln!(f, "  {}", self.differences)?;
+        write!(
+            f,
+            "  walferry verify: all sound; {} map pages torn and not touched since",
+            self.damaged_maps
+        )
     }
 }
 
@@ -725,7 +734,20 @@ impl<'a> Lives<'a> {
         self.one_life(report).context("the last life")?;
         report.losses += self.disk.crash(self.random.random())?; // all is durable now
         report.differences += self.reference.compare(self.recording, &self.directory)?;
+        report.damaged_maps += self.inspect().context("walferry verify --store")?;
         Ok(())
+    }
+
+    /// What `walferry verify --store` says of it: sound. Gives how many pages of maps were torn and
+    /// not touched again.
+    fn inspect(&self) -> Result<u64> {
+        let inspection = with_patience(|| Inspection::begin(&self.directory))?;
+        inspection.consistency()?;
+        let findings = inspection.run(NonZero::<usize>::MIN, &AtomicU64::new(0))?;
+        let damages = &findings.damages;
+        let first = damages.listed().first().map(ToString::to_string).unwrap_or_default();
+        ensure!(damages.count() == 0, "{} damages, the first: {first}", damages.count());
+        Ok(findings.damaged_maps.count())
     }
 
     /// Opens the store, replays all there is, closes it.
@@ -756,18 +778,8 @@ impl<'a> Lives<'a> {
         Ok(())
     }
 
-    /// A program that another test starts in this moment has the files of this process, and with
-    /// them the last life's lock, until it runs.
     fn open(&self, config: &StoreConfig) -> Result<Store, OpenError> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match Store::open_on(Arc::new(self.disk.clone()), config) {
-                Err(OpenError::Lock(LockError::Agent { .. })) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                opened => return opened,
-            }
-        }
+        with_patience(|| Store::open_on(Arc::new(self.disk.clone()), config))
     }
 
     fn ensure_said(&self, error: &anyhow::Error, fault: Fault) -> Result<()> {
@@ -796,6 +808,20 @@ impl<'a> Lives<'a> {
 
     fn story(&self) -> String {
         self.story.join("\n")
+    }
+}
+
+/// A program that another test starts in this moment has the files of this process, and with them
+/// the last life's lock, until it runs.
+fn with_patience<T>(open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match open() {
+            Err(OpenError::Lock(LockError::Agent { .. })) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
     }
 }
 
