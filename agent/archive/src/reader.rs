@@ -145,6 +145,13 @@ impl ArchiveReader {
         }))
     }
 
+    /// Takes the WAL of the chunk handed out last, for the price of a buffer in which the next one
+    /// goes.
+    pub fn take_wal(&mut self, buffer: Vec<u8>) -> Vec<u8> {
+        debug_assert!(self.handed_out, "a chunk was handed out");
+        std::mem::replace(&mut self.chunk.wal, buffer)
+    }
+
     /// Checks that a segment that was read to its last byte ends well: with a whole frame if the
     /// next segment is there, and with nothing after it.
     pub(crate) fn finish_segment(&mut self) -> Result<()> {

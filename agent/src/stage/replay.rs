@@ -3,6 +3,8 @@
 //! Reads what is durable in this node's archive, never more: the store must not get ahead of the
 //! WAL that made it. Stops for good at a record that cannot be replayed; the archive goes on.
 
+mod ahead;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use crate::control::Promotion;
 use crate::node::{Identity, Node};
 use crate::positions::Position;
 use crate::stage::State;
+use crate::stage::replay::ahead::ReadAhead;
 use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "replay";
@@ -232,7 +235,7 @@ impl CatchingUp {
 
 /// Where replay is in the archive.
 struct Reading {
-    reader: ArchiveReader,
+    ahead: ReadAhead,
     stream: RecordStream,
     begin: Lsn,
 }
@@ -269,7 +272,7 @@ impl Reading {
         // What is durable here was checked when it came: whatever does not check out is corrupt, and
         // what is left behind a segment switch is not looked at.
         stream.set_known_end(Lsn(u64::MAX));
-        Ok(Some(Self { reader, stream, begin }))
+        Ok(Some(Self { ahead: ReadAhead::start(reader)?, stream, begin }))
     }
 
     /// Replays the next chunk; false if there is none yet.
@@ -279,8 +282,9 @@ impl Reading {
         store: &mut Store,
         bound: Lsn,
     ) -> Result<bool, Trouble> {
-        let Some(chunk) = self.reader.next(bound)? else { return Ok(false) };
-        self.stream.push(chunk.wal);
+        let Some(wal) = self.ahead.next(bound)? else { return Ok(false) };
+        self.stream.push(&wal);
+        self.ahead.give_back(wal);
         let mut records = 0;
         loop {
             match self.stream.poll() {
