@@ -67,7 +67,7 @@ struct ReplayArguments {
     #[arg(long, default_value_t = 2)]
     workers: u32,
     /// How large tables are, and how long the workload: 100000 rows of pgbench's accounts, 3000
-    /// transactions of each of 8 connections, each.
+    /// small transactions of each of 8 connections, or 400 larger ones, each.
     #[arg(long, default_value_t = 20)]
     scale: u32,
     /// Only this workload.
@@ -178,8 +178,20 @@ const WORKLOADS: [Workload; 3] = [
             let rows = (arguments.scale * 30_000).to_string();
             let script = scratch.file("mixed.sql", MIXED.replace("ROWS", &rows))?;
             let script = script.to_str().context("a UTF-8 path")?;
-            let transactions = (arguments.scale * 1500).to_string();
-            let load = ["-n", "-M", "prepared", "-c", "8", "-t", &transactions, "-f", script];
+            let transactions = (arguments.scale * 400).to_string();
+            let load = [
+                "-n",
+                "-M",
+                "prepared",
+                "-c",
+                "8",
+                "--max-tries",
+                "10",
+                "-t",
+                &transactions,
+                "-f",
+                script,
+            ];
             leader.pgbench_run(&load).map(drop)
         },
     },
@@ -218,7 +230,7 @@ begin;
 update items set state = 'seen' where id = :id;
 update items set score = :score where id = :other;
 insert into items values (:fresh, :score, 'fresh', :score, repeat(md5(:fresh::text), 5)) on conflict do nothing;
-delete from items where id = (select id from items where owner = :score order by id limit 1);
+delete from items where id = (select id from items where owner = :score limit 1);
 select 1 from items where id = :id for update;
 end;
 ";
