@@ -16,10 +16,8 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use walfmt::record::RecordHeader;
 use walfmt::relation::{BlockNumber, PageId};
-use walfmt::rmgr::RmgrId;
-use walfmt::{ForkNumber, Lsn, Record, TransactionId};
+use walfmt::{ForkNumber, Lsn, Record};
 use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, redo_page};
 
 use crate::batch::{Batch, RecordBuffer, Task};
@@ -211,16 +209,15 @@ impl Worker {
         let mut record = Record::blank();
         let mut warm_up_at = 0;
         let mut done = 0;
-        for tasks_of_record in tasks.chunk_by(|a, b| a.record == b.record) {
+        for of_record in tasks.chunk_by(|a, b| a.record == b.record) {
             if done >= warm_up_at {
                 let next = &tasks[done..tasks.len().min(done + WARM_UP_TASKS)];
                 let read = next.iter().filter(|task| task.need != PageNeed::Nothing);
                 self.parts.cache.warm_up(read.map(Task::page_key));
                 warm_up_at = done + next.len();
             }
-            let tasks = tasks_of_record;
-            done += tasks.len();
-            let raw = records.get(tasks[0].record);
+            done += of_record.len();
+            let raw = records.get(of_record[0].record);
             let at = raw.start;
             if self.parts.shared.is_stopped_before(at) {
                 return Ok(false);
@@ -228,7 +225,7 @@ impl Worker {
             record
                 .read(&raw, self.parts.shared.version)
                 .map_err(|error| Failure::Page { at, fault: PageFault::Record(error) })?;
-            for task in tasks {
+            for task in of_record {
                 self.apply_task(&record, task).map_err(|fault| Failure::Page { at, fault })?;
             }
             self.reached = raw.end;
@@ -462,20 +459,5 @@ fn is_map(fork: ForkId) -> bool {
 
 /// Free space belongs to no record: redo of it looks at none.
 fn no_record(at: Lsn) -> Record<'static> {
-    Record {
-        start: at,
-        end: at,
-        header: RecordHeader {
-            total_length: 0,
-            xid: TransactionId::INVALID,
-            prev: Lsn::INVALID,
-            info: 0,
-            rmgr: RmgrId::XLOG,
-            crc: 0,
-        },
-        blocks: Default::default(),
-        main_data: &[],
-        origin: 0,
-        toplevel_xid: TransactionId::INVALID,
-    }
+    Record { start: at, end: at, ..Record::blank() }
 }

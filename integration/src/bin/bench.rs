@@ -430,12 +430,11 @@ impl Material {
         let half = self.from.advance(self.wal_bytes() / 2);
         agent.wait_for_position("replayed", half, PATIENCE)?;
         agent.kill()?;
-        let reached = half;
         let restarting = Instant::now();
         agent.spawn()?;
-        agent.wait_for_position("replayed", reached, PATIENCE)?;
+        agent.wait_for_position("replayed", half, PATIENCE)?;
         println!(
-            "  kill -9 after half of it: back where it was after {:.2} s",
+            "  kill -9 behind half of it: half of it is replayed again after {:.2} s",
             restarting.elapsed().as_secs_f64()
         );
         agent.kill()?;
