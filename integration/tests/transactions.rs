@@ -34,22 +34,10 @@ const ROWS: u32 = 5000;
 #[test]
 fn transactions_are_those_of_a_standby_and_go_on_after_a_promotion() -> Result<()> {
     let scratch = Scratch::new()?;
-    // Without checksums a standby keeps all of its free space maps, which are compared too.
-    let mut options = ClusterOptions { data_checksums: false, ..ClusterOptions::default() };
-    // The server's own checkpoints would come at another time in each run.
-    let quiet = [
-        "autovacuum = off",
-        "checkpoint_timeout = 1h",
-        "wal_keep_size = 4GB",
-        "statement_timeout = 60s",
-    ];
-    options.settings.extend(quiet.map(str::to_owned));
+    let options = quiet(&["wal_keep_size = 4GB"]);
     let store_settings = [("restart_point_interval", "1ms"), ("cache_bytes", "8MB")];
     let mut pair = Pair::start_prepared(&scratch, &options, &store_settings, |leader| {
-        leader.sql(&format!(
-            "create table held (id int primary key, v int not null default 0);
-             insert into held select generate_series(1, {ROWS})"
-        ))?;
+        create_held(leader)?;
         leader.sql("create table counted (id int)")?;
         leader.sql("create table dropped as select generate_series(1, 1000)")?;
         leader.sql("select pg_replication_origin_create('here before')")?;
@@ -163,24 +151,32 @@ fn transactions_are_those_of_a_standby_and_go_on_after_a_promotion() -> Result<(
     Ok(())
 }
 
+/// Without checksums a standby keeps all of its free space maps, which are compared too. The
+/// server's own checkpoints and vacuums would come at another time in each run.
+fn quiet(more: &[&str]) -> ClusterOptions {
+    let mut options = ClusterOptions { data_checksums: false, ..ClusterOptions::default() };
+    let settings = ["autovacuum = off", "checkpoint_timeout = 1h", "statement_timeout = 60s"];
+    options.settings.extend(settings.iter().chain(more).map(|line| (*line).to_owned()));
+    options
+}
+
+fn create_held(leader: &Cluster) -> Result<()> {
+    leader
+        .sql(&format!(
+            "create table held (id int primary key, v int not null default 0);
+             insert into held select generate_series(1, {ROWS})"
+        ))
+        .map(drop)
+}
+
 /// A cluster of a certain age: what came before is frozen, and its segments are removed.
 #[test]
 fn segments_that_nobody_needs_go() -> Result<()> {
     let scratch = Scratch::new()?;
-    let mut options = ClusterOptions { data_checksums: false, ..ClusterOptions::default() };
-    let settings = [
-        "autovacuum = off",
-        "checkpoint_timeout = 1h",
-        "statement_timeout = 60s",
-        "track_commit_timestamp = on",
-    ];
-    options.settings.extend(settings.map(str::to_owned));
+    let options = quiet(&["track_commit_timestamp = on"]);
     let store_settings = [("restart_point_interval", "1ms"), ("cache_bytes", "8MB")];
     let mut pair = Pair::start_prepared(&scratch, &options, &store_settings, |leader| {
-        leader.sql(&format!(
-            "create table held (id int primary key, v int not null default 0);
-             insert into held select generate_series(1, {ROWS})"
-        ))?;
+        create_held(leader)?;
         leader.sql("update pg_database set datallowconn = true")?;
         leader.stop(StopMode::Fast)?;
         grow_old(&scratch, leader)?;
