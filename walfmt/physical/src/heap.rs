@@ -28,9 +28,6 @@ use crate::{Page, heap2, page};
 /// (`MovedPartitionsOffsetNumber`); its block is [`INVALID_BLOCK`].
 const MOVED_PARTITIONS_OFFSET: u16 = 0xFFFD;
 
-/// A tuple in the making. Most are short; the long ones are worth an allocation.
-pub(crate) type TupleBuffer = SmallVec<[u8; 512]>;
-
 /// Bits of the visibility map that a record clears: of which heap block, and which.
 pub(crate) type Clears = SmallVec<[(BlockNumber, u8); 2]>;
 
@@ -143,11 +140,18 @@ pub(crate) fn put_inserted(
     image: &TupleImage<'_>,
     page: &mut Page,
 ) -> Result<(), Fault> {
+    let length = HeapTupleHeader::SIZE + image.bytes.len();
+    let place = page::reserve_item(page, offset, length)?;
     let ctid = ItemPointer { block, offset };
-    let mut tuple = TupleBuffer::new();
-    tuple.extend_from_slice(&tuple_header(record.header.xid, TransactionId::INVALID, ctid, image));
-    tuple.extend_from_slice(image.bytes);
-    Ok(page::put_item(page, offset, &tuple)?)
+    let header = tuple_header(record.header.xid, TransactionId::INVALID, ctid, image);
+    put_tuple(page, place.start, &header, image.bytes);
+    Ok(())
+}
+
+/// Writes a tuple that lies in one piece in the record.
+fn put_tuple(page: &mut Page, at: usize, header: &[u8; HeapTupleHeader::SIZE], rest: &[u8]) {
+    put(page, at, *header);
+    page[at + HeapTupleHeader::SIZE..][..rest.len()].copy_from_slice(rest);
 }
 
 fn delete(
@@ -205,10 +209,7 @@ fn update(
         let updated = UpdatedTuple::read(block.data, update.flags)?;
         let old = same_page.then_some(update.old_offnum);
         let header = tuple_header(record.header.xid, update.new_xmax, new_tid, &updated.tuple);
-        let mut tuple = TupleBuffer::new();
-        tuple.extend_from_slice(&header);
-        add_updated(&mut tuple, &updated, old, page)?;
-        page::put_item(page, update.new_offnum, &tuple)?;
+        put_updated(&updated, &header, old, update.new_offnum, page)?;
         if update.flags & update_flags::NEW_ALL_VISIBLE_CLEARED != 0 {
             clear_all_visible(page);
         }
@@ -216,35 +217,36 @@ fn update(
     Ok(())
 }
 
-/// The new version behind its header, put together from the record and from the old version on the
-/// same page.
-fn add_updated(
-    tuple: &mut TupleBuffer,
+/// Puts the new version, which is taken from the record and from the old version on the same page.
+fn put_updated(
     updated: &UpdatedTuple<'_>,
+    header: &[u8; HeapTupleHeader::SIZE],
     old_offnum: Option<u16>,
-    page: &Page,
+    new_offnum: u16,
+    page: &mut Page,
 ) -> Result<(), Fault> {
     let UpdatedTuple { prefix_length, suffix_length, tuple: image } = updated;
-    if (*prefix_length, *suffix_length) == (0, 0) {
-        tuple.extend_from_slice(image.bytes);
+    let (prefix, suffix) = (usize::from(*prefix_length), usize::from(*suffix_length));
+    let length = HeapTupleHeader::SIZE + image.bytes.len() + prefix + suffix;
+    if (prefix, suffix) == (0, 0) {
+        let place = page::reserve_item(page, new_offnum, length)?;
+        put_tuple(page, place.start, header, image.bytes);
         return Ok(());
     }
     let Some(old_offnum) = old_offnum else {
         return Err(Fault::corrupt("the new tuple needs the old one, which is on another page"));
     };
-    let old = page::item(page, old_offnum)?;
-    let old_hoff = usize::from(HeapTupleHeader::read(old)?.hoff);
-    let attributes = old.get(old_hoff..).unwrap_or_default();
-    let short = || {
-        Fault::corrupt(format!(
-            "the new tuple takes {prefix_length} and {suffix_length} bytes from the old one, which \
-             has {}",
-            attributes.len()
-        ))
-    };
-    let prefix = attributes.get(..usize::from(*prefix_length)).ok_or_else(short)?;
+    let old = page::item_range(page, old_offnum)?;
+    let old_hoff = usize::from(HeapTupleHeader::read(&page[old.clone()])?.hoff);
+    let attributes = old.start + old_hoff..old.end;
     // PostgreSQL counts the suffix from the tuple's end alone, so it may reach over the prefix.
-    let suffix_at = attributes.len().checked_sub(usize::from(*suffix_length)).ok_or_else(short)?;
+    if prefix.max(suffix) > attributes.len() {
+        let available = attributes.len();
+        return Err(Fault::corrupt(format!(
+            "the new tuple takes {prefix} and {suffix} bytes from the old one, which has \
+             {available}"
+        )));
+    }
     let bitmap = usize::from(image.hoff).checked_sub(HeapTupleHeader::SIZE);
     let parts = bitmap.and_then(|bitmap| image.bytes.split_at_checked(bitmap));
     let Some((bitmap, middle)) = parts else {
@@ -254,10 +256,12 @@ fn add_updated(
             image.bytes.len()
         )));
     };
-    tuple.extend_from_slice(bitmap);
-    tuple.extend_from_slice(prefix);
-    tuple.extend_from_slice(middle);
-    tuple.extend_from_slice(&attributes[suffix_at..]);
+    let place = page::reserve_item(page, new_offnum, length)?;
+    put_tuple(page, place.start, header, bitmap);
+    let at = place.start + HeapTupleHeader::SIZE + bitmap.len();
+    page.copy_within(attributes.start..attributes.start + prefix, at);
+    page[at + prefix..][..middle.len()].copy_from_slice(middle);
+    page.copy_within(attributes.end - suffix..attributes.end, at + prefix + middle.len());
     Ok(())
 }
 

@@ -12,14 +12,17 @@
 //!
 //! Rules: `src/backend/storage/page/bufpage.c`.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 use walfmt::bytes::put;
 use walfmt::page::{
     HEAP_ITEMS_MAX, ITEM_ID_SIZE, PAGE_HEADER_SIZE, PAGE_SIZE_AND_VERSION, PD_HAS_FREE_LINES,
-    bounds, field, item_id_place, item_range, max_align, special, upper,
+    bounds, field, item_id_place, max_align, special, upper,
 };
 pub use walfmt::page::{
-    ItemId, PageError, flags, is_new, item, item_id, lsn, max_offset, prune_xid, validate,
+    ItemId, PageError, flags, is_new, item, item_id, item_range, lsn, max_offset, prune_xid,
+    validate,
 };
 use walfmt::{BLOCK_SIZE, Lsn, TransactionId};
 
@@ -90,7 +93,7 @@ pub fn add_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageErro
     if item == 0 || item > count + 1 {
         return Err(PageError::Beyond { item, count, limit: count + 1 });
     }
-    place_item(page, item, bytes, true)
+    place_item(page, item, bytes)
 }
 
 /// Puts an item on a heap page as number `item`, which must be unused or the next one
@@ -100,6 +103,18 @@ pub fn add_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageErro
 /// [`PageError`] if the page is corrupt or full, or `item` is in use, or not 1..=count+1, or
 /// beyond the limit of a heap page.
 pub fn put_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageError> {
+    let range = reserve_item(page, item, bytes.len())?;
+    page[range].copy_from_slice(bytes);
+    Ok(())
+}
+
+/// [`put_item`] for an item that is to be written at the place this gives; until then it is
+/// whatever was there.
+pub(crate) fn reserve_item(
+    page: &mut Page,
+    item: u16,
+    length: usize,
+) -> Result<Range<usize>, PageError> {
     let count = max_offset(page);
     if item == 0 || item > count + 1 || item > HEAP_ITEMS_MAX {
         return Err(PageError::Beyond { item, count, limit: HEAP_ITEMS_MAX });
@@ -110,33 +125,44 @@ pub fn put_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageErro
             return Err(PageError::InUse { item, flags: id.flags, length: id.length });
         }
     }
-    place_item(page, item, bytes, false)
+    reserve(page, item, length, false)
 }
 
-/// Copies the item in below `pd_upper` and sets line pointer `item`, which was checked to be at
-/// most one more than there are. `shift` makes room for it among the others.
-fn place_item(page: &mut Page, item: u16, bytes: &[u8], shift: bool) -> Result<(), PageError> {
-    if bytes.is_empty() {
+/// Copies an item of an index page in, between its neighbours; see [`reserve`].
+fn place_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), PageError> {
+    let range = reserve(page, item, bytes.len(), true)?;
+    page[range].copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Makes room for an item below `pd_upper` and sets line pointer `item`, which was checked to be at
+/// most one more than there are. `shift` makes room for that among the others. Gives the item's
+/// place.
+fn reserve(
+    page: &mut Page,
+    item: u16,
+    length: usize,
+    shift: bool,
+) -> Result<Range<usize>, PageError> {
+    if length == 0 {
         return Err(PageError::Argument("an item to be added is empty"));
     }
     let (lower, upper, _) = bounds(page)?;
     let place = PAGE_HEADER_SIZE + (usize::from(item) - 1) * ITEM_ID_SIZE;
     let end = PAGE_HEADER_SIZE + usize::from(max_offset(page)) * ITEM_ID_SIZE;
     let new_lower = if shift || place == end { lower + ITEM_ID_SIZE } else { lower };
-    let Some(offset) =
-        upper.checked_sub(max_align(bytes.len())).filter(|&offset| offset >= new_lower)
+    let Some(offset) = upper.checked_sub(max_align(length)).filter(|&offset| offset >= new_lower)
     else {
-        return Err(PageError::Full { size: bytes.len(), free: upper - lower });
+        return Err(PageError::Full { size: length, free: upper - lower });
     };
     if shift {
         page.copy_within(place..end, place + ITEM_ID_SIZE);
     }
-    let id = ItemId::normal(offset as u16, bytes.len() as u16);
+    let id = ItemId::normal(offset as u16, length as u16);
     put(page, place, id.to_raw()?.to_le_bytes());
-    page[offset..offset + bytes.len()].copy_from_slice(bytes);
     set_lower(page, new_lower);
     set_upper(page, offset);
-    Ok(())
+    Ok(offset..offset + length)
 }
 
 /// Removes an item of an index page and closes both gaps, among the line pointers and among the
@@ -169,11 +195,13 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
     let (lower, _, _) = bounds(page)?;
     let count = max_offset(page);
     let mut doomed = items.iter().copied().peekable();
-    let mut kept = Packing::new();
+    let mut kept: SmallVec<[ItemId; 512]> = SmallVec::new();
+    let mut kept_bytes = 0;
     for item in 1..=count {
-        aligned_item_range(page, item)?;
+        let size = max_align(aligned_item_range(page, item)?.len());
         if doomed.next_if_eq(&item).is_none() {
-            kept.push(item, item_id(page, item)?);
+            kept.push(item_id(page, item)?);
+            kept_bytes += size;
         }
     }
     if let Some(item) = doomed.next() {
@@ -183,12 +211,13 @@ pub fn delete_items(page: &mut Page, items: &[u16]) -> Result<(), PageError> {
             PageError::Argument("items to be deleted are not in ascending order")
         });
     }
-    check_together(page, kept.bytes)?;
+    check_together(page, kept_bytes)?;
 
-    let kept = kept.pack(page);
-    for (kept, place) in kept.iter().zip((PAGE_HEADER_SIZE..).step_by(ITEM_ID_SIZE)) {
-        put(page, place, kept.id.to_raw()?.to_le_bytes());
+    let mut packing = Packing::below(special(page));
+    for (id, place) in kept.iter().zip((PAGE_HEADER_SIZE..).step_by(ITEM_ID_SIZE)) {
+        put(page, place, packing.place(id.to_raw()?).to_le_bytes());
     }
+    packing.carry_out(page);
     debug_assert!(PAGE_HEADER_SIZE + kept.len() * ITEM_ID_SIZE <= lower);
     set_lower(page, PAGE_HEADER_SIZE + kept.len() * ITEM_ID_SIZE);
     Ok(())
@@ -228,37 +257,61 @@ pub fn overwrite_item(page: &mut Page, item: u16, bytes: &[u8]) -> Result<(), Pa
 /// # Errors
 /// [`PageError`] if the page is corrupt.
 pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
+    repair_line_pointers(page)?;
+    let mut packing = Packing::below(special(page));
+    let count = max_offset(page);
+    let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut::<ITEM_ID_SIZE>();
+    for pointer in &mut pointers[..count.into()] {
+        let raw = u32::from_le_bytes(*pointer);
+        *pointer = packing.place(raw).to_le_bytes();
+    }
+    packing.carry_out(page);
+    Ok(())
+}
+
+/// The part of [`repair_fragmentation`] that is about line pointers: checks them, clears unused ones
+/// and drops those at the end of the array.
+fn repair_line_pointers(page: &mut Page) -> Result<(), PageError> {
     let (lower, upper, special) = bounds(page)?;
     let count = max_offset(page);
-    let mut stored = Packing::new();
-    let mut last_used = 0;
-    let mut unused = 0;
-    let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut();
-    for (pointer, item) in pointers.iter_mut().zip(1..=count) {
-        let id = ItemId::from_raw(u32::from_le_bytes(*pointer));
-        if !id.is_used() {
-            unused += 1;
-            *pointer = [0; ITEM_ID_SIZE];
-            continue;
-        }
-        last_used = item;
-        if id.has_storage() {
-            let offset = usize::from(id.offset);
-            if offset < upper || offset + max_align(id.length.into()) > special {
-                return Err(place_error(page, item, id));
-            }
-            stored.push(item, id);
-        }
+    let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut::<ITEM_ID_SIZE>();
+    let pointers = &mut pointers[..count.into()];
+    // Without branches, for the sake of vector instructions: this is done for every pruned page.
+    let (upper, special) = (upper as u32, special as u32);
+    let (mut stored_bytes, mut unused, mut misplaced) = (0_u32, 0_u32, 0_u32);
+    for pointer in &mut *pointers {
+        let raw = u32::from_le_bytes(*pointer);
+        let is_used = u32::from(raw >> 15 & 3 != 0);
+        let raw = raw * is_used;
+        *pointer = raw.to_le_bytes();
+        unused += 1 - is_used;
+        let (offset, size) = (raw & 0x7FFF, ((raw >> 17) + 7) & !7);
+        let is_outside = u32::from(offset < upper) | u32::from(offset + size > special);
+        misplaced |= is_outside & u32::from(size != 0);
+        stored_bytes += size;
     }
-    check_together(page, stored.bytes)?;
-
-    for moved in stored.pack(page) {
-        put(page, moved.place.into(), moved.id.to_raw()?.to_le_bytes());
+    if misplaced != 0 {
+        return Err(first_misplaced(page));
     }
-    let dropped = count - last_used;
-    set_lower(page, lower - usize::from(dropped) * ITEM_ID_SIZE);
-    hint_free_lines(page, unused > dropped);
+    let dropped = pointers.iter().rev().take_while(|pointer| **pointer == [0; 4]).count();
+    check_together(page, stored_bytes as usize)?;
+    set_lower(page, lower - dropped * ITEM_ID_SIZE);
+    hint_free_lines(page, unused as usize > dropped);
     Ok(())
+}
+
+/// The error about the first item that is not between `pd_upper` and the special space; there is
+/// one.
+#[cold]
+fn first_misplaced(page: &Page) -> PageError {
+    let mut ids = (1..=max_offset(page)).filter_map(|item| Some((item, item_id(page, item).ok()?)));
+    let outside = |id: ItemId| {
+        id.has_storage()
+            && (id.offset < upper(page)
+                || usize::from(id.offset) + max_align(id.length.into()) > special(page).into())
+    };
+    let (item, id) = ids.find(|(_, id)| outside(*id)).unwrap_or_default();
+    place_error(page, item, id)
 }
 
 /// Drops unused line pointers at the end of a heap page's array, but never the first one
@@ -298,91 +351,89 @@ pub fn heap_free_space(page: &Page) -> u16 {
     if flags(page) & PD_HAS_FREE_LINES != 0 && items.any(unused) { space } else { 0 }
 }
 
-/// Items to be laid out below the special space, one after the other, in the order of their line
-/// pointers.
+/// Items on their way to lie below the special space, one after the other, in the order of their
+/// line pointers.
 ///
 /// Since 14 PostgreSQL gives the same result, whether the items lie in that order already and are
-/// moved in place, or not and go through a copy (`compactify_tuples`). Neighbours move together.
+/// moved in place, or not and go through a copy (`compactify_tuples`). Neighbours that stay
+/// neighbours move together: a page that was packed before moves in a few runs.
 struct Packing {
-    items: SmallVec<[Packed; 512]>,
-    /// What they take together, padding included.
-    bytes: usize,
-    /// Each lies below the one before.
-    in_order: bool,
-    /// Where the last one begins.
-    lowest: usize,
+    /// Where the last item begins.
+    target: u32,
+    /// Where the run at hand ends.
+    run_end: u32,
+    /// How far up it moves; downwards it wraps around.
+    distance: u32,
+    runs: SmallVec<[Run; 64]>,
 }
 
-/// An item with storage.
-#[derive(Clone, Copy)]
-struct Packed {
-    /// Where its line pointer is.
-    place: u16,
-    /// What belongs there.
-    id: ItemId,
+/// Bytes that move together.
+struct Run {
+    source: usize,
+    target: usize,
+    length: usize,
 }
 
 impl Packing {
-    fn new() -> Self {
-        Self { items: SmallVec::new(), bytes: 0, in_order: true, lowest: BLOCK_SIZE }
+    fn below(special: u16) -> Self {
+        let special = special.into();
+        Self { target: special, run_end: special, distance: 0, runs: SmallVec::new() }
     }
 
+    /// Finds the next item's place; takes and gives its line pointer. Its old place, and what all
+    /// items take together, were checked.
     #[inline]
-    fn push(&mut self, item: u16, id: ItemId) {
-        let (offset, size) = (usize::from(id.offset), max_align(id.length.into()));
-        self.bytes += size;
-        self.in_order &= offset + size <= self.lowest;
-        self.lowest = offset;
-        let place = PAGE_HEADER_SIZE as u16 + (item - 1) * ITEM_ID_SIZE as u16;
-        self.items.push(Packed { place, id });
-    }
-
-    /// Moves the items, and gives them with their new places, which are not yet in their line
-    /// pointers. Their old places, and that of all together, were checked.
-    fn pack(&mut self, page: &mut Page) -> &[Packed] {
-        let old = if self.in_order { None } else { Some(*page) };
-        let mut target: usize = special(page).into();
-        let mut run = Run { start: target, end: target, to: target };
-        for Packed { id, .. } in &mut self.items {
-            let (start, size) = (usize::from(id.offset), max_align(id.length.into()));
-            if start + size == run.start {
-                run.start = start;
-            } else {
-                run.copy(old.as_ref(), page);
-                run = Run { start, end: start + size, to: target };
-            }
-            target -= size;
-            id.offset = target as u16;
+    fn place(&mut self, raw: u32) -> u32 {
+        let size = ((raw >> 17) + 7) & !7;
+        if size == 0 {
+            return raw;
         }
-        run.copy(old.as_ref(), page);
-        set_upper(page, target);
-        &self.items
+        let distance = self.target.wrapping_sub((raw & 0x7FFF) + size);
+        if distance != self.distance {
+            self.end_run();
+            self.distance = distance;
+        }
+        self.target -= size;
+        // The offset is in the low bits, and the new one fits there too.
+        raw.wrapping_add(distance)
     }
-}
 
-/// Neighbouring bytes that go to one place, which ends at `to`.
-struct Run {
-    start: usize,
-    end: usize,
-    to: usize,
-}
+    fn end_run(&mut self) {
+        if self.distance != 0 && self.run_end > self.target {
+            self.runs.push(Run {
+                source: self.target.wrapping_sub(self.distance) as usize,
+                target: self.target as usize,
+                length: (self.run_end - self.target) as usize,
+            });
+        }
+        self.run_end = self.target;
+    }
 
-impl Run {
-    /// In place only upwards, and the upper ones first: nothing is overwritten before it was moved.
-    fn copy(&self, old: Option<&Page>, page: &mut Page) {
-        if self.to == self.end {
+    /// Moves the items.
+    fn carry_out(mut self, page: &mut Page) {
+        self.end_run();
+        set_upper(page, self.target as usize);
+        // Upwards, the upper ones first, nothing is overwritten before it was moved.
+        let upwards = self.runs.iter().all(|run| run.source <= run.target)
+            && self.runs.is_sorted_by(|upper, run| run.source + run.length <= upper.source);
+        if upwards {
+            for Run { source, target, length } in self.runs {
+                page.copy_within(source..source + length, target);
+            }
             return;
         }
-        let target = self.to - (self.end - self.start);
-        match old {
-            Some(old) => page[target..self.to].copy_from_slice(&old[self.start..self.end]),
-            None => page.copy_within(self.start..self.end, target),
+        let low = self.runs.iter().map(|run| run.source).min().unwrap_or_default();
+        let high = self.runs.iter().map(|run| run.source + run.length).max().unwrap_or_default();
+        let mut old: SmallVec<[u8; BLOCK_SIZE]> = SmallVec::new();
+        old.extend_from_slice(&page[low..high]);
+        for Run { source, target, length } in self.runs {
+            page[target..target + length].copy_from_slice(&old[source - low..][..length]);
         }
     }
 }
 
 /// Where an item of an index page is; those begin at a multiple of 8.
-fn aligned_item_range(page: &Page, item: u16) -> Result<std::ops::Range<usize>, PageError> {
+fn aligned_item_range(page: &Page, item: u16) -> Result<Range<usize>, PageError> {
     let range = item_range(page, item)?;
     if range.start.is_multiple_of(8) {
         Ok(range)
