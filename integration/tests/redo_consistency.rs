@@ -32,7 +32,7 @@ use walfmt::version::Version;
 use walfmt::{BlockReference, Lsn, Record, TransactionId};
 use walfmt_physical::mask::mask;
 use walfmt_physical::{
-    CommitTsChange, MultiXactChange, OriginChange, Page, PageAccess, PageChange, PageNeed,
+    CommitTsChange, Loose, MultiXactChange, OriginChange, Page, PageAccess, PageChange, PageNeed,
     RedoContext, RouteError, TransactionStatus, free_space_page, page, page_need, redo_page, route,
 };
 
@@ -94,14 +94,23 @@ fn judge(data_checksums: bool, wal_compression: &str) -> Result<()> {
     control.fault = Some(Fault::NoImpliedClears);
     control.run(&wal)?;
     ensure!(control.noticed_at.is_some(), "bits that were not cleared went unnoticed");
+    ensure!(replay.report.loose > 100, "only {} compared pages were loose", replay.report.loose);
+    let mut control = Replay::new(&backup, &wal);
+    control.fault = Some(Fault::NoPacking);
+    control.run(&wal)?;
+    ensure!(control.noticed_at.is_some(), "pages that were not packed went unnoticed");
     let of_catalog = |id: &PageId| id.locator.relation < 16384 && id.fork == ForkNumber::Main;
     let page = replay.pages.iter_mut().find(|(id, _)| of_catalog(id));
-    spoil(page.context("no page of a catalog was changed")?.1);
+    let (id, page) = page.context("no page of a catalog was changed")?;
+    if let Some(loose) = replay.loose.get_mut(id) {
+        loose.pack(page);
+    }
+    spoil(page);
     ensure!(
         replay.compare_with_files(leader.data_directory()).is_err(),
         "a spoiled page is not noticed when compared with the server's files"
     );
-    println!("negative control: 6 faults injected, 6 noticed");
+    println!("negative control: 7 faults injected, 7 noticed");
     Ok(())
 }
 
@@ -270,6 +279,8 @@ struct Report {
     comparable: u64,
     /// Pages of the visibility map compared bit by bit, which the server's own check masks.
     maps: u64,
+    /// Compared pages that had to be packed first.
+    loose: u64,
     skipped: BTreeMap<&'static str, u64>,
 }
 
@@ -299,6 +310,7 @@ impl fmt::Display for Report {
         let compared: u64 = self.compared.values().sum();
         writeln!(f, "{} records, {compared} pages compared, masked", self.records)?;
         writeln!(f, "{} of them pages of the visibility map, compared bit by bit", self.maps)?;
+        writeln!(f, "{} of them were loose, and packed to be compared", self.loose)?;
         for ((rmgr, opcode, block), count) in &self.compared {
             writeln!(f, "  {:6} {opcode:#04x} block {block}: {count}", RmgrId(*rmgr).to_string())?;
         }
@@ -314,6 +326,8 @@ impl fmt::Display for Report {
 enum Fault {
     /// Flips a bit of the nth page that is redone and compared.
     Bit { nth: u64 },
+    /// Compares loose pages as they are.
+    NoPacking,
     /// Leaves out what records imply about the visibility map.
     NoImpliedClears,
 }
@@ -323,6 +337,8 @@ struct Replay {
     backup: PathBuf,
     context: RedoContext,
     pages: HashMap<PageId, Box<Page>>,
+    /// What is still to be done to pages; they are packed only to be compared.
+    loose: HashMap<PageId, Loose>,
     forks: HashMap<RelFork, Fork>,
     clog: BTreeMap<u64, Box<Page>>,
     missing: BTreeSet<PageId>,
@@ -352,6 +368,7 @@ impl Replay {
                 hint_bits_are_logged: wal.hint_bits_are_logged,
             },
             pages: HashMap::new(),
+            loose: HashMap::new(),
             forks: HashMap::new(),
             clog: BTreeMap::new(),
             missing: BTreeSet::new(),
@@ -442,10 +459,19 @@ impl Replay {
         }
         let nth = self.report.comparable;
         if self.fault == Some(Fault::Bit { nth }) && self.spoiled_at.is_none() {
+            if let Some(loose) = self.loose.get_mut(&block.page) {
+                loose.pack(page); // what lies in a gap is nobody's
+            }
             spoil(page);
             self.spoiled_at = Some(record.start);
         }
         let mut replayed = page.clone();
+        if let Some(loose) = self.loose.get(&block.page).filter(|loose| loose.is_loose()) {
+            self.report.loose += 1;
+            if self.fault != Some(Fault::NoPacking) {
+                loose.clone().pack(&mut replayed);
+            }
+        }
         let mut original = Box::new([0; BLOCK_SIZE]);
         image.restore(&mut original)?;
 
@@ -539,7 +565,11 @@ impl Replay {
                 let mut original: Box<Page> = Box::new(original.try_into().expect("a page"));
                 let mut replayed: Box<Page> = if block < self.fork(fork)?.blocks {
                     self.load(id)?;
-                    self.pages[&id].clone()
+                    let mut page = self.pages[&id].clone();
+                    if let Some(loose) = self.loose.get(&id) {
+                        loose.clone().pack(&mut page);
+                    }
+                    page
                 } else {
                     Box::new([0; BLOCK_SIZE]) // the server extends ahead, without WAL
                 };
@@ -629,12 +659,14 @@ impl PageAccess for Replay {
         }
         if need == PageNeed::Nothing {
             self.pages.insert(id, Box::new([0; BLOCK_SIZE]));
+            self.loose.remove(&id);
         } else {
             self.load(id)?;
         }
         let page = self.pages.get_mut(&id).expect("just loaded");
         let before = page.clone();
-        let outcome = redo_page(record, change, id, page, &self.context)?;
+        let loose = self.loose.entry(id).or_default();
+        let outcome = redo_page(record, change, id, page, loose, &self.context)?;
         if outcome.missing {
             self.missing.insert(id);
         }
@@ -655,6 +687,7 @@ impl PageAccess for Replay {
         state.blocks = state.blocks.min(blocks);
         state.in_backup = state.in_backup.min(blocks);
         self.pages.retain(|id, _| id.rel_fork() != fork || id.block < blocks);
+        self.loose.retain(|id, _| id.rel_fork() != fork || id.block < blocks);
         self.missing.retain(|id| id.rel_fork() != fork || id.block < blocks);
         Ok(())
     }
@@ -665,6 +698,7 @@ impl PageAccess for Replay {
                 self.forks.insert(RelFork { locator, fork }, Fork::default());
             }
             self.pages.retain(|id, _| id.locator != locator);
+            self.loose.retain(|id, _| id.locator != locator);
             self.missing.retain(|id| id.locator != locator);
         }
         Ok(())

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 
 use memmap2::{Advice, MmapMut};
-use smallvec::SmallVec;
 use walfmt::relation::{BLOCK_SIZE, BlockNumber};
-use walfmt_physical::Page;
+use walfmt_physical::{Loose, Page};
 
+use crate::prefetch::prefetch;
 use crate::relations::ForkId;
 
 /// A page's name within the store. Sorts in file order.
@@ -32,6 +32,8 @@ pub(crate) struct PageCache {
     keys: Vec<PageKey>,
     /// By slot.
     marks: Vec<u8>,
+    /// By slot: what is still to be done to the page before anybody else sees it; nothing to most.
+    loose: Vec<Option<Box<Loose>>>,
     free: Vec<u32>,
     hand: usize,
 }
@@ -53,6 +55,7 @@ impl PageCache {
             frames: Frames::new(capacity),
             keys: Vec::new(),
             marks: Vec::new(),
+            loose: Vec::new(),
             free: Vec::new(),
             hand: 0,
         }
@@ -60,30 +63,45 @@ impl PageCache {
 
     /// Where the page is, if it is here.
     pub(crate) fn find(&mut self, key: PageKey) -> Option<usize> {
-        let slot = *self.index.get(&key)? as usize;
+        let slot = self.look_up(key)?;
         self.marks[slot] |= USED;
         Some(slot)
     }
 
-    /// Brings what will be looked at for these pages soon into the processor's caches. A page is
-    /// nearly always far away in memory: waiting for one after the other would take most of the
-    /// time, and these waits overlap.
-    pub(crate) fn warm_up(&self, keys: impl Iterator<Item = PageKey>) {
-        let mut slots: SmallVec<[usize; 32]> = SmallVec::new();
-        slots.extend(keys.filter_map(|key| self.index.get(&key).map(|slot| *slot as usize)));
-        let mut ends: SmallVec<[(usize, usize, usize); 32]> = SmallVec::new();
-        ends.extend(slots.into_iter().map(|slot| {
-            let page = self.frames.page(slot);
-            let bound = |offset: u16| usize::from(offset).min(BLOCK_SIZE - 1);
-            let (lower, upper) = (walfmt::page::lower(page), walfmt::page::upper(page));
-            (slot, bound(lower), bound(upper))
-        }));
-        let mut sum = 0_u8;
-        for (slot, lower, upper) in ends {
-            let page = self.frames.page(slot);
-            sum ^= page[lower] ^ page[upper] ^ page[upper.saturating_sub(64)];
+    /// [`find`](Self::find), with an earlier answer of [`look_up`](Self::look_up) to begin with.
+    #[inline]
+    pub(crate) fn find_near(&mut self, key: PageKey, hint: Option<usize>) -> Option<usize> {
+        if let Some(slot) = hint
+            && self.keys[slot] == key
+            && self.marks[slot] & PRESENT != 0
+        {
+            self.marks[slot] |= USED;
+            return Some(slot);
         }
-        std::hint::black_box(sum);
+        self.find(key)
+    }
+
+    /// Where the page is, if it is here; that does not count as a use.
+    #[inline]
+    pub(crate) fn look_up(&self, key: PageKey) -> Option<usize> {
+        self.index.get(&key).map(|slot| *slot as usize)
+    }
+
+    /// Brings the page's header near, which will be looked at soon.
+    #[inline]
+    pub(crate) fn approach_header(&self, slot: usize) {
+        prefetch(self.frames.page(slot), 0);
+    }
+
+    /// Brings near what a change will look at beside the header: the ends of the line pointers and of
+    /// the items. The header should be near.
+    #[inline]
+    pub(crate) fn approach_items(&self, slot: usize) {
+        let page = self.frames.page(slot);
+        let (lower, upper) = (walfmt::page::lower(page), walfmt::page::upper(page));
+        prefetch(page, lower.into());
+        prefetch(page, upper.into());
+        prefetch(page, usize::from(upper).saturating_sub(64));
     }
 
     /// A slot for a page that is not here, with undefined contents; nothing if a changed page is in
@@ -94,6 +112,7 @@ impl PageCache {
             None if self.keys.len() < self.capacity => {
                 self.keys.push(key);
                 self.marks.push(0);
+                self.loose.push(None);
                 self.frames.reach(self.keys.len());
                 self.keys.len() - 1
             }
@@ -101,6 +120,7 @@ impl PageCache {
         };
         self.keys[slot] = key;
         self.marks[slot] = PRESENT | USED;
+        self.loose[slot] = None;
         self.index.insert(key, u32::try_from(slot).expect("fewer slots than 2^32"));
         Some(slot)
     }
@@ -114,8 +134,18 @@ impl PageCache {
         self.free.push(u32::try_from(slot).expect("fewer slots than 2^32"));
     }
 
+    /// The page as it may be written or compared.
     pub(crate) fn page_mut(&mut self, slot: usize) -> &mut Page {
-        self.frames.page_mut(slot)
+        let page = self.frames.page_mut(slot);
+        if let Some(loose) = &mut self.loose[slot] {
+            loose.pack(page);
+        }
+        page
+    }
+
+    /// The page, and where what is still to be done to it is kept.
+    pub(crate) fn loose_page_mut(&mut self, slot: usize) -> (&mut Page, &mut Option<Box<Loose>>) {
+        (self.frames.page_mut(slot), &mut self.loose[slot])
     }
 
     pub(crate) fn mark_changed(&mut self, slot: usize) {
@@ -123,9 +153,12 @@ impl PageCache {
     }
 
     /// The page, if it is here and was changed since it was last written.
-    pub(crate) fn changed_page(&self, key: PageKey) -> Option<&Page> {
+    pub(crate) fn changed_page(&mut self, key: PageKey) -> Option<&Page> {
         let slot = *self.index.get(&key)? as usize;
-        (self.marks[slot] & CHANGED != 0).then(|| self.frames.page(slot))
+        if self.marks[slot] & CHANGED == 0 {
+            return None;
+        }
+        Some(self.page_mut(slot))
     }
 
     /// The page was written.

@@ -50,9 +50,8 @@ pub(crate) struct Dispatcher {
     /// The batch that is being filled.
     records: RecordBuffer,
     tasks: Vec<Vec<Task>>,
-    /// What the record at hand does, with the owners; not in `tasks` before all of it is accepted.
-    staged: Vec<(usize, Task)>,
-    /// Where the record at hand is in `records`, once it has a task.
+    /// Where the record at hand is in `records`, once it has a task. Until all of it is accepted its
+    /// tasks, the last ones, may be taken back.
     staged_record: Option<u32>,
 
     /// Buffers that workers may still read, oldest first.
@@ -118,7 +117,6 @@ impl Dispatcher {
             timeline: parts.checkpoint.this_timeline,
             records: RecordBuffer::default(),
             tasks: vec![Vec::new(); count],
-            staged: Vec::new(),
             staged_record: None,
             lent_records: VecDeque::new(),
             spare_records: Vec::new(),
@@ -166,7 +164,7 @@ impl Dispatcher {
             Ok(()) => {}
             Err(error) => return Err(self.stop(raw.start, error)),
         }
-        self.commit_staged();
+        self.staged_record = None;
         self.dispatched = raw.end;
         if self.records.len() >= BATCH_BYTES {
             self.hand_over()?;
@@ -279,8 +277,10 @@ impl Dispatcher {
     fn stop(&mut self, at: Lsn, error: ReplayError) -> ReplayError {
         if let Some(place) = self.staged_record.take() {
             self.records.truncate(place);
+            for tasks in &mut self.tasks {
+                while tasks.pop_if(|task| task.record == place).is_some() {}
+            }
         }
-        self.staged.clear();
         let at_a_record = matches!(
             error,
             ReplayError::Decode { .. }
@@ -349,13 +349,6 @@ impl Dispatcher {
             RouteError::Redo(error) => ReplayError::Redo(error),
             RouteError::Access(error) => error,
         })
-    }
-
-    fn commit_staged(&mut self) {
-        for (worker, task) in self.staged.drain(..) {
-            self.tasks[worker].push(task);
-        }
-        self.staged_record = None;
     }
 
     /// Gives each worker its tasks. `end` is the end of the last record that is whole in the batch.

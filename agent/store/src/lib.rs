@@ -45,7 +45,7 @@
 //! the call; opened again, it goes on.
 //!
 //! Start with [`Store`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // but for prefetch.rs
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test that panics has failed, as it should
 
 mod batch;
@@ -66,6 +66,7 @@ mod lock;
 mod mappings;
 mod multixact;
 mod origins;
+mod prefetch;
 mod prepare;
 mod relation_maps;
 mod relations;

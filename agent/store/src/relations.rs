@@ -54,9 +54,13 @@ pub(crate) struct Relations {
     lengths: Vec<[Length; 4]>,
     free: Vec<u32>,
     names: Names,
-    /// The last one looked up: most records touch the relation of the record before.
-    last: Option<(RelFileLocator, u32)>,
+    /// Those looked up last, each at a place of its own as a rule: most records touch relations that
+    /// the records right before touched.
+    recent: [Option<(RelFileLocator, u32)>; RECENT],
 }
+
+/// A power of two.
+const RECENT: usize = 16;
 
 /// How long a fork is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +80,7 @@ impl Relations {
             lengths: Vec::new(),
             free: Vec::new(),
             names: Names::default(),
-            last: None,
+            recent: [None; RECENT],
         }
     }
 
@@ -87,8 +91,9 @@ impl Relations {
     /// The fork's number; a new one if the relation has none.
     pub(crate) fn intern(&mut self, fork: RelFork) -> ForkId {
         let locator = fork.locator;
-        if let Some((last, number)) = self.last
-            && last == locator
+        let place = locator.relation as usize % RECENT;
+        if let Some((recent, number)) = self.recent[place]
+            && recent == locator
         {
             return ForkId::new(number, fork.fork);
         }
@@ -96,7 +101,7 @@ impl Relations {
             Some(number) => *number,
             None => self.add(locator),
         };
-        self.last = Some((locator, number));
+        self.recent[place] = Some((locator, number));
         ForkId::new(number, fork.fork)
     }
 
@@ -109,6 +114,15 @@ impl Relations {
     pub(crate) fn in_directories(&self, directories: &[DatabaseLocator]) -> Vec<RelFileLocator> {
         let known = self.numbers.keys().copied();
         known.filter(|locator| directories.contains(&locator.directory())).collect()
+    }
+
+    /// How many blocks the fork has, if it has a file and its length was asked for before.
+    #[inline]
+    pub(crate) fn known_blocks(&self, id: ForkId) -> Option<BlockNumber> {
+        match self.lengths[id.relation() as usize][(id.number() & 3) as usize] {
+            Length::Blocks(blocks) => Some(blocks),
+            Length::Unknown | Length::Missing => None,
+        }
     }
 
     /// How many blocks the fork has; 0 if it has no file.
@@ -206,7 +220,7 @@ impl Relations {
             self.lengths[number as usize] = [Length::Missing; 4];
             self.free.push(number);
         }
-        self.last = None;
+        self.recent[locator.relation as usize % RECENT] = None;
     }
 
     fn add(&mut self, locator: RelFileLocator) -> u32 {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
-use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, redo_page};
+use walfmt_physical::{Loose, PageChange, PageNeed, RedoContext, freespace, redo_page};
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::cache::{PageCache, PageKey};
@@ -35,8 +35,12 @@ const WRITE_BACK_STEP_PAGES: usize = 512;
 /// How many cold pages are written at most when one is in the way: 8 MB.
 const COLD_PAGES_MAX: usize = 1024;
 
-/// For how many tasks ahead pages are brought near. More do not fit into the nearest cache.
-const WARM_UP_TASKS: usize = 16;
+/// How many tasks ahead a page is looked for and its header brought near, and how many tasks ahead
+/// then what the header points to. Memory is nearly always far away from a page that is changed at
+/// random: waiting for one after the other would take most of the time. More would not fit into the
+/// nearest cache.
+const HEADER_AHEAD: usize = 20;
+const ITEMS_AHEAD: usize = 10;
 
 /// What a worker is told, in this order and no other.
 pub(crate) enum Message {
@@ -125,6 +129,8 @@ pub(crate) struct Worker {
     reached: Lsn,
     /// Images that were compared in the batch at hand.
     images_verified: u64,
+    /// For pages to which nothing is left to be done.
+    loose: Loose,
 }
 
 struct WritingRestartPoint {
@@ -147,6 +153,7 @@ impl Worker {
             given: Lsn::INVALID,
             reached: Lsn::INVALID,
             images_verified: 0,
+            loose: Loose::default(),
             parts,
         }
     }
@@ -207,16 +214,8 @@ impl Worker {
     /// Applies tasks; `false` if another worker's failure lies before the last of them.
     fn apply_tasks(&mut self, records: &RecordBuffer, tasks: &[Task]) -> Result<bool, Failure> {
         let mut record = Record::blank();
-        let mut warm_up_at = 0;
-        let mut done = 0;
+        let mut ahead = Ahead::new(tasks);
         for of_record in tasks.chunk_by(|a, b| a.record == b.record) {
-            if done >= warm_up_at {
-                let next = &tasks[done..tasks.len().min(done + WARM_UP_TASKS)];
-                let read = next.iter().filter(|task| task.need != PageNeed::Nothing);
-                self.parts.cache.warm_up(read.map(Task::page_key));
-                warm_up_at = done + next.len();
-            }
-            done += of_record.len();
             let raw = records.get(of_record[0].record);
             let at = raw.start;
             if self.parts.shared.is_stopped_before(at) {
@@ -226,30 +225,47 @@ impl Worker {
                 .read(&raw, self.parts.shared.version)
                 .map_err(|error| Failure::Page { at, fault: PageFault::Record(error) })?;
             for task in of_record {
-                self.apply_task(&record, task).map_err(|fault| Failure::Page { at, fault })?;
+                let slot = ahead.advance(&self.parts.cache);
+                self.apply_task(&record, task, slot)
+                    .map_err(|fault| Failure::Page { at, fault })?;
             }
             self.reached = raw.end;
         }
         Ok(true)
     }
 
-    fn apply_task(&mut self, record: &Record<'_>, task: &Task) -> Result<(), PageFault> {
+    /// `hint` is where the page was a while ago.
+    fn apply_task(
+        &mut self,
+        record: &Record<'_>,
+        task: &Task,
+        hint: Option<usize>,
+    ) -> Result<(), PageFault> {
         let key = task.page_key();
-        let Some(slot) = self.page(key, task.need, task.extends)? else {
-            return Ok(());
+        let slot = match self.parts.cache.find_near(key, hint) {
+            Some(slot) => slot,
+            None => match self.bring(key, task.need, task.extends)? {
+                Some(slot) => slot,
+                None => return Ok(()),
+            },
         };
         let page_id = self.parts.files.page_id(key);
-        let page = self.parts.cache.page_mut(slot);
-        let outcome = redo_page(record, task.change, page_id, page, &self.parts.context)
+        let (page, kept) = self.parts.cache.loose_page_mut(slot);
+        let loose = kept.as_deref_mut().unwrap_or(&mut self.loose);
+        let outcome = redo_page(record, task.change, page_id, page, loose, &self.parts.context)
             .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        if self.loose.is_loose() {
+            *kept = Some(Box::new(std::mem::take(&mut self.loose)));
+        }
         if let Some(broken_rule) = self.parts.broken_rule {
-            broken_rule(record, page);
+            broken_rule(record, self.parts.cache.page_mut(slot));
         }
         if self.parts.verify_images
             && !outcome.missing
             && let PageChange::Block(index) = task.change
             && let Some(block) = record.blocks.get(usize::from(index))
         {
+            let page = self.parts.cache.page_mut(slot);
             self.images_verified += u64::from(verify(record, block, page_id, page)?);
         }
         // Map pages also if their bytes are what they should be already: after a failed sync they
@@ -267,18 +283,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Brings the page into memory as the change needs it; nothing if it needs one that exists and
+    /// Brings a page into memory as the change needs it; nothing if it needs one that exists and
     /// does not.
-    fn page(
+    fn bring(
         &mut self,
         key: PageKey,
         need: PageNeed,
         extends: bool,
     ) -> Result<Option<usize>, PageFault> {
         let is_free_space_map = key.fork.fork() == ForkNumber::FreeSpace;
-        if let Some(slot) = self.parts.cache.find(key) {
-            return Ok(Some(slot));
-        }
         let slot = self.claim(key)?;
         if need == PageNeed::Nothing {
             return Ok(Some(slot)); // whatever is there: the change does not look at it
@@ -382,7 +395,7 @@ impl Worker {
                 need: PageNeed::ExistingOrZero,
                 extends: false,
             };
-            if let Err(fault) = self.apply_task(&no_record(note.at), &task) {
+            if let Err(fault) = self.apply_task(&no_record(note.at), &task, None) {
                 self.parts.shared.fail(Failure::Page { at: note.at, fault });
                 return;
             }
@@ -449,6 +462,59 @@ impl Worker {
             }
             Ok(()) => self.restart_point = Some(restart_point),
         }
+    }
+}
+
+/// Looks for the pages of tasks before their turn, and brings them near.
+struct Ahead<'a> {
+    tasks: &'a [Task],
+    /// The next task whose page is looked for.
+    header: usize,
+    /// The next task whose page's items are brought near.
+    items: usize,
+    /// The next task.
+    done: usize,
+    /// Where pages are, by task: as many as can be under way, and a power of two.
+    slots: [Option<usize>; 32],
+}
+
+impl<'a> Ahead<'a> {
+    const fn new(tasks: &'a [Task]) -> Self {
+        Self { tasks, header: 0, items: 0, done: 0, slots: [None; 32] }
+    }
+
+    /// Goes on to the next task; gives where its page was when it was looked for.
+    #[inline]
+    fn advance(&mut self, cache: &PageCache) -> Option<usize> {
+        while self.header < self.tasks.len().min(self.done + HEADER_AHEAD) {
+            self.slots[self.header % 32] = self.look_up(cache);
+            self.header += 1;
+        }
+        while self.items < self.header.min(self.done + ITEMS_AHEAD) {
+            if self.tasks[self.items].need != PageNeed::Nothing
+                && let Some(slot) = self.slots[self.items % 32]
+            {
+                cache.approach_items(slot);
+            }
+            self.items += 1;
+        }
+        self.done += 1;
+        self.slots[(self.done - 1) % 32]
+    }
+
+    fn look_up(&self, cache: &PageCache) -> Option<usize> {
+        let task = &self.tasks[self.header];
+        let key = task.page_key();
+        if let Some(before) = self.header.checked_sub(1)
+            && self.tasks[before].page_key() == key
+        {
+            return self.slots[before % 32];
+        }
+        let slot = cache.look_up(key)?;
+        if task.need != PageNeed::Nothing {
+            cache.approach_header(slot);
+        }
+        Some(slot)
     }
 }
 

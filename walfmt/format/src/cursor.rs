@@ -1,6 +1,7 @@
 //! One small reader for variable-length payloads: it names what was missing and notices what was
 //! left over.
 
+use crate::bytes::u32_at;
 use crate::relation::RelFileLocator;
 use crate::version::Version;
 
@@ -53,6 +54,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `len` bytes.
+    #[inline]
     pub fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], CursorError> {
         let (head, tail) = self.rest.split_at_checked(len).ok_or(CursorError::Short {
             field,
@@ -64,6 +66,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `N` bytes.
+    #[inline]
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], CursorError> {
         let (head, tail) = self.rest.split_first_chunk().ok_or(CursorError::Short {
             field,
@@ -75,16 +78,19 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `u8`.
+    #[inline]
     pub fn u8(&mut self, field: &'static str) -> Result<u8, CursorError> {
         self.array(field).map(u8::from_le_bytes)
     }
 
     /// The next `u16`.
+    #[inline]
     pub fn u16(&mut self, field: &'static str) -> Result<u16, CursorError> {
         self.array(field).map(u16::from_le_bytes)
     }
 
     /// The next `u32`.
+    #[inline]
     pub fn u32(&mut self, field: &'static str) -> Result<u32, CursorError> {
         self.array(field).map(u32::from_le_bytes)
     }
@@ -116,11 +122,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next relation locator, 12 bytes.
+    #[inline]
     pub fn locator(&mut self, field: &'static str) -> Result<RelFileLocator, CursorError> {
+        let bytes = self.array::<12>(field)?;
         Ok(RelFileLocator {
-            tablespace: self.u32(field)?,
-            database: self.u32(field)?,
-            relation: self.u32(field)?,
+            tablespace: u32_at(&bytes, 0),
+            database: u32_at(&bytes, 4),
+            relation: u32_at(&bytes, 8),
         })
     }
 

@@ -32,7 +32,7 @@ use crate::bytes::{u8_at, u32_at, u64_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::image::BlockImage;
 use crate::lsn::{Lsn, TransactionId};
-use crate::relation::{BlockNumber, ForkNumber, PageId, RelFileLocator};
+use crate::relation::{BlockNumber, ForkNumber, PageId};
 use crate::rmgr::RmgrId;
 use crate::version::Version;
 
@@ -256,7 +256,6 @@ impl<'a> Record<'a> {
         (self.start, self.end, self.header) = (raw.start, raw.end, raw.header);
         (self.origin, self.toplevel_xid) = (0, TransactionId::INVALID);
         self.blocks.clear();
-        let mut lengths: SmallVec<[(usize, usize); 3]> = SmallVec::new();
         let mut announced = 0_usize; // bytes of images and data that the headers so far speak of
         let mut main_length = 0_usize;
         let mut cursor = Cursor::new(raw.bytes.get(RECORD_HEADER_SIZE..).unwrap_or_default());
@@ -265,19 +264,7 @@ impl<'a> Record<'a> {
             let id = cursor.u8("block id")?;
             match id {
                 0..=BLOCK_ID_MAX => {
-                    let last = self.blocks.last();
-                    if last.is_some_and(|last| last.id >= id) {
-                        return Err(DecodeError::BlockId(id));
-                    }
-                    let header = BlockHeader::read(
-                        &mut cursor,
-                        id,
-                        last.map(|last| last.page.locator),
-                        version,
-                    )?;
-                    lengths.push((header.image_length, header.data_length));
-                    announced += header.image_length + header.data_length;
-                    self.blocks.push(header.reference);
+                    announced += self.read_block_header(&mut cursor, id, raw.bytes, version)?;
                 }
                 BLOCK_ID_ORIGIN => self.origin = cursor.u16("origin")?,
                 BLOCK_ID_TOPLEVEL_XID => {
@@ -295,70 +282,72 @@ impl<'a> Record<'a> {
             }
         }
 
-        for (block, (image_length, data_length)) in self.blocks.iter_mut().zip(lengths) {
-            let image_bytes = cursor.take(image_length, "block image")?;
+        for block in &mut self.blocks {
             if let Some(image) = &mut block.image {
-                image.bytes = image_bytes;
+                image.bytes = cursor.take(image.bytes.len(), "block image")?;
             }
-            block.data = cursor.take(data_length, "block data")?;
+            block.data = cursor.take(block.data.len(), "block data")?;
         }
         self.main_data = cursor.take(main_length, "main data")?;
         cursor.finish("main data")?;
         Ok(())
     }
 
-    /// The block reference with this id, if the record has one.
-    #[must_use]
-    pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
-        self.blocks.iter().find(|block| block.id == id)
-    }
-}
-
-struct BlockHeader<'a> {
-    reference: BlockReference<'a>,
-    image_length: usize,
-    data_length: usize,
-}
-
-impl BlockHeader<'_> {
-    fn read(
+    /// Reads a block header behind its id. The image and the data of the new reference have their
+    /// lengths, and not yet their places: they are as many bytes from the record's start. Gives what
+    /// both take together.
+    #[inline]
+    fn read_block_header(
+        &mut self,
         cursor: &mut Cursor<'_>,
         id: u8,
-        locator_before: Option<RelFileLocator>,
+        record: &'a [u8],
         version: &Version,
-    ) -> Result<Self, DecodeError> {
-        let fork_flags = cursor.u8("fork_flags")?;
+    ) -> Result<usize, DecodeError> {
+        let before = self.blocks.last();
+        if before.is_some_and(|before| before.id >= id) {
+            return Err(DecodeError::BlockId(id));
+        }
+        let [fork_flags, length @ ..] = cursor.array::<3>("fork_flags and data_length")?;
         let fork = fork_flags & BKPBLOCK_FORK_MASK;
         let fork = ForkNumber::from_number(fork.into()).ok_or(DecodeError::Fork { id, fork })?;
-        let data_length = cursor.u16("data_length")?;
+        let data_length = u16::from_le_bytes(length);
         if (fork_flags & BKPBLOCK_HAS_DATA != 0) != (data_length > 0) {
             return Err(DecodeError::DataFlag { id, length: data_length });
         }
+        let placeholder = |length: u16, field| {
+            let (needed, left) = (usize::from(length), record.len());
+            record.get(..needed).ok_or(CursorError::Short { field, needed, left })
+        };
+        let data = placeholder(data_length, "block data")?;
+        let mut announced = data.len();
         let image = if fork_flags & BKPBLOCK_HAS_IMAGE != 0 {
-            Some(BlockImage::read_header(cursor, id, version)?)
+            let (image, length) = BlockImage::read_header(cursor, id, version)?;
+            let bytes = placeholder(length, "block image")?;
+            announced += bytes.len();
+            Some(BlockImage { bytes, ..image })
         } else {
             None
-        };
-        let (image, image_length) = match image {
-            Some((image, length)) => (Some(image), usize::from(length)),
-            None => (None, 0),
         };
         let locator = if fork_flags & BKPBLOCK_SAME_REL == 0 {
             cursor.locator("locator")?
         } else {
-            locator_before.ok_or(DecodeError::NoRelationBefore(id))?
+            before.ok_or(DecodeError::NoRelationBefore(id))?.page.locator
         };
         let block: BlockNumber = cursor.u32("block number")?;
-        Ok(Self {
-            reference: BlockReference {
-                id,
-                page: PageId { locator, fork, block },
-                will_init: fork_flags & BKPBLOCK_WILL_INIT != 0,
-                image,
-                data: &[],
-            },
-            image_length,
-            data_length: data_length.into(),
-        })
+        self.blocks.push(BlockReference {
+            id,
+            page: PageId { locator, fork, block },
+            will_init: fork_flags & BKPBLOCK_WILL_INIT != 0,
+            image,
+            data,
+        });
+        Ok(announced)
+    }
+
+    /// The block reference with this id, if the record has one.
+    #[must_use]
+    pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
+        self.blocks.iter().find(|block| block.id == id)
     }
 }

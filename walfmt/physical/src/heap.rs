@@ -7,6 +7,8 @@
 //!
 //! Rules: `src/backend/access/heap/heapam.c`, from `fix_infomask_from_infobits` on.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 use walfmt::bytes::{put, u16_at};
 use walfmt::page::{
@@ -22,7 +24,7 @@ use walfmt::{BlockReference, Record, TransactionId};
 
 use crate::fault::Fault;
 use crate::visibilitymap::{self, ALL_FROZEN, VALID_BITS};
-use crate::{Page, heap2, page};
+use crate::{Loose, Page, heap2, page};
 
 /// The offset in the address of a tuple that moved to another partition
 /// (`MovedPartitionsOffsetNumber`); its block is [`INVALID_BLOCK`].
@@ -31,15 +33,16 @@ const MOVED_PARTITIONS_OFFSET: u16 = 0xFFFD;
 /// Bits of the visibility map that a record clears: of which heap block, and which.
 pub(crate) type Clears = SmallVec<[(BlockNumber, u8); 2]>;
 
-/// Checks that a record's opcode and block references are possible.
-pub(crate) fn check(record: &Record<'_>) -> Result<(), Fault> {
+/// Checks that a record's opcode and block references are possible. Gives the bits of the visibility
+/// map that it clears.
+pub(crate) fn check(record: &Record<'_>) -> Result<Clears, Fault> {
     let opcode = record.header.info & heap::OPCODE_MASK;
     if opcode == heap::TRUNCATE {
-        return Ok(());
+        return Ok(Clears::new());
     }
     let may_init = matches!(opcode, heap::INSERT | heap::UPDATE);
     check_heap_block(record, may_init)?;
-    clears(record).map(drop)
+    clears(record)
 }
 
 /// Checks block 0, the heap page of most records, and that all block references are of the forks
@@ -95,6 +98,7 @@ pub(crate) fn redo(
     record: &Record<'_>,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let info = record.header.info;
     if info & heap::INIT_PAGE != 0 && block.will_init {
@@ -102,10 +106,10 @@ pub(crate) fn redo(
     }
     let main = record.main_data;
     match info & heap::OPCODE_MASK {
-        heap::INSERT => insert(record, Insert::read(main)?, block, page),
+        heap::INSERT => insert(record, Insert::read(main)?, block, page, loose),
         heap::DELETE => delete(record, &Delete::read(main)?, block, page),
-        heap::UPDATE => update(record, &Update::read(main)?, false, block, page),
-        heap::HOT_UPDATE => update(record, &Update::read(main)?, true, block, page),
+        heap::UPDATE => update(record, &Update::read(main)?, false, block, page, loose),
+        heap::HOT_UPDATE => update(record, &Update::read(main)?, true, block, page, loose),
         heap::CONFIRM => {
             let offset = heap::read_offnum(main)?;
             let mut tuple = Tuple::normal(page, offset)?;
@@ -123,9 +127,10 @@ fn insert(
     insert: Insert,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let image = TupleImage::read(&mut walfmt::cursor::Cursor::new(block.data))?;
-    put_inserted(record, block.page.block, insert.offnum, &image, page)?;
+    put_inserted(record, block.page.block, insert.offnum, &image, page, loose)?;
     if insert.flags & insert_flags::ALL_VISIBLE_CLEARED != 0 {
         clear_all_visible(page);
     }
@@ -139,9 +144,10 @@ pub(crate) fn put_inserted(
     offset: u16,
     image: &TupleImage<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let length = HeapTupleHeader::SIZE + image.bytes.len();
-    let place = page::reserve_item(page, offset, length)?;
+    let place = loose.reserve_item(page, offset, length)?;
     let ctid = ItemPointer { block, offset };
     let header = tuple_header(record.header.xid, TransactionId::INVALID, ctid, image);
     put_tuple(page, place.start, &header, image.bytes);
@@ -189,6 +195,7 @@ fn update(
     hot: bool,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let same_page = record.block(1).is_none();
     let new_tid = ItemPointer { block: block_0(record)?.page.block, offset: update.new_offnum };
@@ -209,7 +216,7 @@ fn update(
         let updated = UpdatedTuple::read(block.data, update.flags)?;
         let old = same_page.then_some(update.old_offnum);
         let header = tuple_header(record.header.xid, update.new_xmax, new_tid, &updated.tuple);
-        put_updated(&updated, &header, old, update.new_offnum, page)?;
+        put_updated(&updated, &header, old, update.new_offnum, page, loose)?;
         if update.flags & update_flags::NEW_ALL_VISIBLE_CLEARED != 0 {
             clear_all_visible(page);
         }
@@ -224,21 +231,20 @@ fn put_updated(
     old_offnum: Option<u16>,
     new_offnum: u16,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let UpdatedTuple { prefix_length, suffix_length, tuple: image } = updated;
     let (prefix, suffix) = (usize::from(*prefix_length), usize::from(*suffix_length));
     let length = HeapTupleHeader::SIZE + image.bytes.len() + prefix + suffix;
     if (prefix, suffix) == (0, 0) {
-        let place = page::reserve_item(page, new_offnum, length)?;
+        let place = loose.reserve_item(page, new_offnum, length)?;
         put_tuple(page, place.start, header, image.bytes);
         return Ok(());
     }
     let Some(old_offnum) = old_offnum else {
         return Err(Fault::corrupt("the new tuple needs the old one, which is on another page"));
     };
-    let old = page::item_range(page, old_offnum)?;
-    let old_hoff = usize::from(HeapTupleHeader::read(&page[old.clone()])?.hoff);
-    let attributes = old.start + old_hoff..old.end;
+    let attributes = attributes_of(page, old_offnum)?;
     // PostgreSQL counts the suffix from the tuple's end alone, so it may reach over the prefix.
     if prefix.max(suffix) > attributes.len() {
         let available = attributes.len();
@@ -256,13 +262,21 @@ fn put_updated(
             image.bytes.len()
         )));
     };
-    let place = page::reserve_item(page, new_offnum, length)?;
+    let place = loose.reserve_item(page, new_offnum, length)?;
+    let attributes = attributes_of(page, old_offnum)?; // it may have been moved
     put_tuple(page, place.start, header, bitmap);
     let at = place.start + HeapTupleHeader::SIZE + bitmap.len();
     page.copy_within(attributes.start..attributes.start + prefix, at);
     page[at + prefix..][..middle.len()].copy_from_slice(middle);
     page.copy_within(attributes.end - suffix..attributes.end, at + prefix + middle.len());
     Ok(())
+}
+
+/// Where a tuple's attributes are on its page.
+fn attributes_of(page: &Page, offnum: u16) -> Result<Range<usize>, Fault> {
+    let tuple = page::item_range(page, offnum)?;
+    let hoff = usize::from(HeapTupleHeader::read(&page[tuple.clone()])?.hoff);
+    Ok(tuple.start + hoff..tuple.end)
 }
 
 fn lock(lock: Lock, block: &BlockReference<'_>, page: &mut Page) -> Result<(), Fault> {

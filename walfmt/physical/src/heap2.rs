@@ -12,33 +12,34 @@ use walfmt::{BlockReference, Record, TransactionId};
 use crate::fault::Fault;
 use crate::heap::{self, Clears, Tuple};
 use crate::visibilitymap::{self, ALL_FROZEN, VALID_BITS};
-use crate::{Page, page};
+use crate::{Loose, Page, page};
 
-/// Checks that a record's opcode and block references are possible.
-pub(crate) fn check(record: &Record<'_>) -> Result<(), Fault> {
+/// Checks that the opcode and block references of a record of pages are possible. Gives the bits of
+/// the visibility map that it clears.
+pub(crate) fn check(record: &Record<'_>) -> Result<Clears, Fault> {
     match record.header.info & heap2::OPCODE_MASK {
-        heap2::NEW_CID | heap2::REWRITE => Ok(()),
-        heap2::VISIBLE => check_visible(record),
+        heap2::NEW_CID => Ok(Clears::new()),
+        heap2::VISIBLE => check_visible(record).map(|()| Clears::new()),
         opcode => {
             heap::check_heap_block(record, opcode == heap2::MULTI_INSERT)?;
-            clears(record).map(drop)
+            clears(record)
         }
     }
 }
 
-/// The file that a REWRITE record writes to; none for other records.
-pub(crate) fn rewrite_mapping<'a>(
-    record: &Record<'a>,
-) -> Result<Option<RewriteMapping<'a>>, Fault> {
-    if record.header.info & heap2::OPCODE_MASK != heap2::REWRITE {
-        return Ok(None);
-    }
+/// Whether it is a REWRITE record, which has no page.
+pub(crate) fn is_rewrite(record: &Record<'_>) -> bool {
+    record.header.info & heap2::OPCODE_MASK == heap2::REWRITE
+}
+
+/// The file that a REWRITE record writes to.
+pub(crate) fn rewrite_mapping<'a>(record: &Record<'a>) -> Result<RewriteMapping<'a>, Fault> {
     let mapping = RewriteMapping::read(record.main_data)?;
     let end = mapping.offset.checked_add(mapping.mappings.len() as u64);
     if end.is_none_or(|end| i64::try_from(end).is_err()) {
         return Err(Fault::corrupt(format!("a mapping file written at {}", mapping.offset)));
     }
-    Ok(Some(mapping))
+    Ok(mapping)
 }
 
 /// VISIBLE has two block references, which must fit together: 0 the map's page, 1 the heap's.
@@ -87,10 +88,11 @@ pub(crate) fn redo(
     record: &Record<'_>,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     let main = record.main_data;
     match record.header.info & heap2::OPCODE_MASK {
-        heap2::PRUNE => prune(&Prune::read(main, block.data)?, page),
+        heap2::PRUNE => prune(&Prune::read(main, block.data)?, page, loose),
         heap2::VACUUM => {
             for offset in heap2::read_vacuum(main, block.data)?.iter() {
                 page::set_item_id(page, offset, ItemId::UNUSED)?;
@@ -99,7 +101,8 @@ pub(crate) fn redo(
         }
         heap2::FREEZE_PAGE => freeze(&FreezePage::read(main, block.data)?, page),
         heap2::MULTI_INSERT => {
-            multi_insert(record, &MultiInsert::read(main, record.header.info)?, block, page)
+            let insert = MultiInsert::read(main, record.header.info)?;
+            multi_insert(record, &insert, block, page, loose)
         }
         heap2::LOCK_UPDATED => heap::lock_updated(Lock::read(main)?, page),
         opcode => Err(Fault::unknown_opcode(opcode)),
@@ -107,17 +110,21 @@ pub(crate) fn redo(
 }
 
 /// `heap_page_prune_execute`.
-fn prune(prune: &Prune<'_>, page: &mut Page) -> Result<(), Fault> {
+fn prune(prune: &Prune<'_>, page: &mut Page, loose: &mut Loose) -> Result<(), Fault> {
+    let mut set = |item, id| {
+        loose.free(page, page::item_id(page, item)?);
+        page::set_item_id(page, item, id)
+    };
     for (from, to) in prune.redirected() {
-        page::set_item_id(page, from, ItemId::redirect(to))?;
+        set(from, ItemId::redirect(to))?;
     }
     for offset in prune.dead.iter() {
-        page::set_item_id(page, offset, ItemId::DEAD)?;
+        set(offset, ItemId::DEAD)?;
     }
     for offset in prune.unused.iter() {
-        page::set_item_id(page, offset, ItemId::UNUSED)?;
+        set(offset, ItemId::UNUSED)?;
     }
-    Ok(page::repair_fragmentation(page)?)
+    Ok(loose.begin(page)?)
 }
 
 /// `heap_execute_freeze_tuple`, for each tuple.
@@ -142,13 +149,14 @@ fn multi_insert(
     insert: &MultiInsert<'_>,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
 ) -> Result<(), Fault> {
     if block.will_init {
         page::init(page, 0);
     }
     for tuple in insert.tuples(block.data) {
         let (offset, image) = tuple?;
-        heap::put_inserted(record, block.page.block, offset, &image, page)?;
+        heap::put_inserted(record, block.page.block, offset, &image, page, loose)?;
     }
     if insert.flags & insert_flags::ALL_VISIBLE_CLEARED != 0 {
         heap::clear_all_visible(page);

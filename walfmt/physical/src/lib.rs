@@ -16,6 +16,8 @@
 //! exception, a free space map entry computed from a heap page after its redo, is handed back in
 //! [`PageOutcome::free_space`].
 //!
+//! A pruned page may be left [`Loose`], for its owner to pack before anybody else sees it.
+//!
 //! One file per resource manager says what its records do; what they contain is in the file of the
 //! same name in `walfmt::rmgr`.
 #![forbid(unsafe_code)]
@@ -32,6 +34,7 @@ mod generic;
 mod heap;
 mod heap2;
 mod logical_message;
+mod loose;
 pub mod mask;
 mod multixact;
 pub mod page;
@@ -48,6 +51,7 @@ mod xlog;
 
 pub use commit_ts::CommitTsChange;
 pub use freespace::free_space_page;
+pub use loose::Loose;
 pub use multixact::MultiXactChange;
 pub use redo::{page_need, redo_page};
 pub use replication_origin::OriginChange;

@@ -28,6 +28,9 @@ use walfmt::{BLOCK_SIZE, Lsn, TransactionId};
 
 use crate::Page;
 
+/// How many line pointers fit on a page.
+pub(crate) const ITEMS_MAX: usize = (BLOCK_SIZE - PAGE_HEADER_SIZE) / ITEM_ID_SIZE;
+
 /// Makes the page empty: all zero, but for the header and a special space of this size
 /// (`PageInit`). The special space is rounded up to a multiple of 8 and cut to what a page holds.
 pub fn init(page: &mut Page, special_size: usize) {
@@ -115,6 +118,29 @@ pub(crate) fn reserve_item(
     item: u16,
     length: usize,
 ) -> Result<Range<usize>, PageError> {
+    check_heap_item(page, item)?;
+    reserve(page, item, length, false)
+}
+
+/// Sets a line pointer as [`reserve_item`] does, to a place among the items. There must be room for
+/// one more line pointer.
+pub(crate) fn set_heap_item(
+    page: &mut Page,
+    item: u16,
+    offset: u16,
+    length: usize,
+) -> Result<Range<usize>, PageError> {
+    check_heap_item(page, item)?;
+    if item > max_offset(page) {
+        set_lower(page, usize::from(walfmt::page::lower(page)) + ITEM_ID_SIZE);
+    }
+    set_item_id(page, item, ItemId::normal(offset, length as u16))?;
+    let start = usize::from(offset);
+    Ok(start..start + length)
+}
+
+/// Whether an item of this number can be put on a heap page.
+fn check_heap_item(page: &Page, item: u16) -> Result<(), PageError> {
     let count = max_offset(page);
     if item == 0 || item > count + 1 || item > HEAP_ITEMS_MAX {
         return Err(PageError::Beyond { item, count, limit: HEAP_ITEMS_MAX });
@@ -125,7 +151,7 @@ pub(crate) fn reserve_item(
             return Err(PageError::InUse { item, flags: id.flags, length: id.length });
         }
     }
-    reserve(page, item, length, false)
+    Ok(())
 }
 
 /// Copies an item of an index page in, between its neighbours; see [`reserve`].
@@ -270,8 +296,9 @@ pub fn repair_fragmentation(page: &mut Page) -> Result<(), PageError> {
 }
 
 /// The part of [`repair_fragmentation`] that is about line pointers: checks them, clears unused ones
-/// and drops those at the end of the array.
-fn repair_line_pointers(page: &mut Page) -> Result<(), PageError> {
+/// and drops those at the end of the array. Gives what the items take together in bytes, padding
+/// included.
+pub(crate) fn repair_line_pointers(page: &mut Page) -> Result<u16, PageError> {
     let (lower, upper, special) = bounds(page)?;
     let count = max_offset(page);
     let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut::<ITEM_ID_SIZE>();
@@ -297,7 +324,7 @@ fn repair_line_pointers(page: &mut Page) -> Result<(), PageError> {
     check_together(page, stored_bytes as usize)?;
     set_lower(page, lower - dropped * ITEM_ID_SIZE);
     hint_free_lines(page, unused as usize > dropped);
-    Ok(())
+    Ok(stored_bytes as u16)
 }
 
 /// The error about the first item that is not between `pd_upper` and the special space; there is
@@ -340,7 +367,12 @@ pub fn truncate_line_pointers(page: &mut Page) -> Result<(), PageError> {
 /// is known.
 #[must_use]
 pub fn heap_free_space(page: &Page) -> u16 {
-    let space = upper(page).saturating_sub(walfmt::page::lower(page));
+    heap_free_space_with(page, 0)
+}
+
+/// [`heap_free_space`], with these bytes more between line pointers and items.
+pub(crate) fn heap_free_space_with(page: &Page, gain: u16) -> u16 {
+    let space = upper(page).saturating_add(gain).saturating_sub(walfmt::page::lower(page));
     let space = space.saturating_sub(ITEM_ID_SIZE as u16);
     let count = max_offset(page);
     if count < HEAP_ITEMS_MAX {
@@ -357,77 +389,102 @@ pub fn heap_free_space(page: &Page) -> u16 {
 /// Since 14 PostgreSQL gives the same result, whether the items lie in that order already and are
 /// moved in place, or not and go through a copy (`compactify_tuples`). Neighbours that stay
 /// neighbours move together: a page that was packed before moves in a few runs.
-struct Packing {
+pub(crate) struct Packing {
     /// Where the last item begins.
-    target: u32,
+    target: u16,
     /// Where the run at hand ends.
-    run_end: u32,
+    run_end: u16,
     /// How far up it moves; downwards it wraps around.
-    distance: u32,
+    distance: u16,
     runs: SmallVec<[Run; 64]>,
 }
 
 /// Bytes that move together.
+#[derive(Clone, Copy)]
 struct Run {
-    source: usize,
-    target: usize,
-    length: usize,
+    source: u16,
+    target: u16,
+    length: u16,
+}
+
+impl Run {
+    const fn source(self) -> Range<usize> {
+        self.source as usize..self.source as usize + self.length as usize
+    }
+
+    fn move_within(self, page: &mut Page) {
+        page.copy_within(self.source(), self.target.into());
+    }
 }
 
 impl Packing {
-    fn below(special: u16) -> Self {
-        let special = special.into();
+    pub(crate) fn below(special: u16) -> Self {
         Self { target: special, run_end: special, distance: 0, runs: SmallVec::new() }
     }
 
     /// Finds the next item's place; takes and gives its line pointer. Its old place, and what all
     /// items take together, were checked.
     #[inline]
-    fn place(&mut self, raw: u32) -> u32 {
-        let size = ((raw >> 17) + 7) & !7;
+    pub(crate) fn place(&mut self, raw: u32) -> u32 {
+        let size = (((raw >> 17) + 7) & !7) as u16;
         if size == 0 {
             return raw;
         }
-        let distance = self.target.wrapping_sub((raw & 0x7FFF) + size);
+        let offset = (raw & 0x7FFF) as u16;
+        let distance = self.target.wrapping_sub(offset + size);
         if distance != self.distance {
             self.end_run();
             self.distance = distance;
         }
         self.target -= size;
-        // The offset is in the low bits, and the new one fits there too.
-        raw.wrapping_add(distance)
+        raw & !0x7FFF | u32::from(self.target)
     }
 
     fn end_run(&mut self) {
         if self.distance != 0 && self.run_end > self.target {
             self.runs.push(Run {
-                source: self.target.wrapping_sub(self.distance) as usize,
-                target: self.target as usize,
-                length: (self.run_end - self.target) as usize,
+                source: self.target.wrapping_sub(self.distance),
+                target: self.target,
+                length: self.run_end - self.target,
             });
         }
         self.run_end = self.target;
     }
 
     /// Moves the items.
-    fn carry_out(mut self, page: &mut Page) {
+    ///
+    /// Most runs lie one below the other, before and after. Such runs are moved in place: first
+    /// those that go up, the upper ones first, then those that go down, the lower ones first. A run
+    /// that goes up does not reach the old place of one above it that goes down, since its new
+    /// place is below that one's new place. Runs that overtake others, as new tuples do whose line
+    /// pointers were used before, are put aside and come last.
+    pub(crate) fn carry_out(&mut self, page: &mut Page) {
         self.end_run();
-        set_upper(page, self.target as usize);
-        // Upwards, the upper ones first, nothing is overwritten before it was moved.
-        let upwards = self.runs.iter().all(|run| run.source <= run.target)
-            && self.runs.is_sorted_by(|upper, run| run.source + run.length <= upper.source);
-        if upwards {
-            for Run { source, target, length } in self.runs {
-                page.copy_within(source..source + length, target);
-            }
-            return;
+        set_upper(page, self.target.into());
+        let mut aside: SmallVec<[u8; 1024]> = SmallVec::new();
+        let mut highest = 0; // of the runs behind the one at hand
+        let mut overtakes: SmallVec<[bool; 64]> = SmallVec::from_elem(false, self.runs.len());
+        for (run, overtakes) in self.runs.iter().zip(&mut overtakes).rev() {
+            *overtakes = run.source().start < highest;
+            highest = highest.max(run.source().end);
         }
-        let low = self.runs.iter().map(|run| run.source).min().unwrap_or_default();
-        let high = self.runs.iter().map(|run| run.source + run.length).max().unwrap_or_default();
-        let mut old: SmallVec<[u8; BLOCK_SIZE]> = SmallVec::new();
-        old.extend_from_slice(&page[low..high]);
-        for Run { source, target, length } in self.runs {
-            page[target..target + length].copy_from_slice(&old[source - low..][..length]);
+        let runs = || self.runs.iter().zip(&overtakes);
+        let overtaking = || runs().filter_map(|(run, overtakes)| overtakes.then_some(*run));
+        let others = || runs().filter_map(|(run, overtakes)| (!overtakes).then_some(*run));
+        for run in overtaking() {
+            aside.extend_from_slice(&page[run.source()]);
+        }
+        for run in others().filter(|run| run.target > run.source) {
+            run.move_within(page);
+        }
+        for run in others().rev().filter(|run| run.target < run.source) {
+            run.move_within(page);
+        }
+        let mut rest = &aside[..];
+        for run in overtaking() {
+            let (bytes, behind) = rest.split_at(run.length.into());
+            page[usize::from(run.target)..][..bytes.len()].copy_from_slice(bytes);
+            rest = behind;
         }
     }
 }
@@ -799,6 +856,55 @@ pub(crate) mod tests {
             }
             let last = item_id(&page, max_offset(&page));
             prop_assert!(max_offset(&page) == 0 || last.expect("in range").is_used());
+        }
+
+        #[test]
+        fn repair_brings_items_into_the_order_of_their_line_pointers(
+            rounds in prop::collection::vec(
+                prop::collection::vec((0..60_usize, prop::collection::vec(any::<u8>(), 1..150)), 1..40),
+                1..8,
+            ),
+        ) {
+            let mut page = empty(0);
+            let mut model: Vec<Option<Vec<u8>>> = Vec::new();
+            for round in rounds {
+                // Take away what is there at these numbers, pack, and put other items there.
+                for (at, _) in &round {
+                    if let Some(old @ Some(_)) = model.get_mut(*at) {
+                        *old = None;
+                        set_item_id(&mut page, *at as u16 + 1, ItemId::UNUSED).expect("is there");
+                    }
+                }
+                repair_fragmentation(&mut page).expect("valid page");
+                while model.pop_if(|item| item.is_none()).is_some() {}
+                prop_assert_eq!(usize::from(max_offset(&page)), model.len());
+                prop_assert_eq!(check(&page, true), Ok(()));
+                let mut above = special(&page);
+                for (number, expected) in (1..).zip(&model) {
+                    let id = item_id(&page, number).expect("in range");
+                    prop_assert_eq!(id.is_used(), expected.is_some());
+                    if let Some(expected) = expected {
+                        prop_assert_eq!(item(&page, number), Ok(expected.as_slice()));
+                        prop_assert!(id.offset < above, "in order");
+                        above = id.offset;
+                    }
+                }
+                for (at, bytes) in round {
+                    let at = at.min(model.len());
+                    if at == model.len() {
+                        model.push(None);
+                    }
+                    if model[at].is_none() {
+                        match put_item(&mut page, at as u16 + 1, &bytes) {
+                            Ok(()) => model[at] = Some(bytes),
+                            Err(error) => prop_assert!(is_full(error), "{error}"),
+                        }
+                        if at + 1 > max_offset(&page).into() {
+                            model.pop();
+                        }
+                    }
+                }
+            }
         }
 
         #[test]

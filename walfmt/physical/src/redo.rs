@@ -17,8 +17,8 @@ use walfmt::{BlockReference, Record};
 
 use crate::fault::Fault;
 use crate::{
-    Page, PageChange, PageNeed, PageOutcome, RedoContext, RedoError, btree, freespace, generic,
-    heap, heap2, page, sequence, visibilitymap,
+    Loose, Page, PageChange, PageNeed, PageOutcome, RedoContext, RedoError, btree, freespace,
+    generic, heap, heap2, page, sequence, visibilitymap,
 };
 
 /// Free space below this is told to the free space map after an insert, in bytes.
@@ -42,7 +42,8 @@ pub fn page_need(record: &Record<'_>, change: PageChange) -> PageNeed {
     }
 }
 
-/// Changes one page as the record says. `page_id` is the page that `route` named.
+/// Changes one page as the record says. `page_id` is the page that `route` named; `loose` is what was
+/// left to be done to it before, and is kept beside it.
 ///
 /// # Errors
 /// [`RedoError`] if the record's contents and the page do not fit together; the page may then be
@@ -52,12 +53,13 @@ pub fn redo_page(
     change: PageChange,
     page_id: PageId,
     page: &mut Page,
+    loose: &mut Loose,
     context: &RedoContext,
 ) -> Result<PageOutcome, RedoError> {
     let changed = |changed| Ok(PageOutcome { changed, ..PageOutcome::default() });
     let outcome = match change {
         PageChange::Block(index) => match record.blocks.get(usize::from(index)) {
-            Some(block) => redo_block(record, block, page, context),
+            Some(block) => redo_block(record, block, page, loose, context),
             None => Err(Fault::corrupt(format!("no block reference number {index}"))),
         },
         PageChange::ClearVisibility { heap_block, bits } => {
@@ -95,10 +97,12 @@ fn redo_block(
     record: &Record<'_>,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
     context: &RedoContext,
 ) -> Result<PageOutcome, Fault> {
     let mut changed = true;
     let action = if let Some(image) = block.image_to_apply() {
+        loose.reset();
         image.restore(page)?;
         if !page::is_new(page) {
             page::set_lsn(page, record.end);
@@ -107,6 +111,7 @@ fn redo_block(
     } else {
         let map = is_map_page(record, block);
         if block.will_init {
+            loose.reset();
             page.fill(0);
         } else if page::is_new(page) && !map {
             return Ok(PageOutcome { missing: true, ..PageOutcome::default() });
@@ -118,12 +123,13 @@ fn redo_block(
             changed = if map {
                 redo_map(record, block, page)?
             } else {
-                redo_relation_page(record, block, page, context)?
+                redo_relation_page(record, block, page, loose, context)?
             };
             Action::Redone
         }
     };
-    Ok(PageOutcome { changed, missing: false, free_space: free_space(record, block, page, action) })
+    let free_space = free_space(record, block, page, loose, action);
+    Ok(PageOutcome { changed, missing: false, free_space })
 }
 
 /// Calls the handler of the record's resource manager and stamps the page. Says whether the page
@@ -132,21 +138,25 @@ fn redo_relation_page(
     record: &Record<'_>,
     block: &BlockReference<'_>,
     page: &mut Page,
+    loose: &mut Loose,
     context: &RedoContext,
 ) -> Result<bool, Fault> {
     let mut stamp = true;
     match record.header.rmgr {
-        RmgrId::HEAP => heap::redo(record, block, page)?,
+        RmgrId::HEAP => heap::redo(record, block, page, loose)?,
         RmgrId::HEAP2 if is_visible(record) => {
             // Nothing on the page is looked at, so a torn write does no harm, and without
             // checksums nobody can notice one: the page may keep its LSN.
             heap::set_all_visible(page);
             stamp = context.hint_bits_are_logged;
         }
-        RmgrId::HEAP2 => heap2::redo(record, block, page)?,
+        RmgrId::HEAP2 => heap2::redo(record, block, page, loose)?,
         RmgrId::BTREE => btree::redo(record, block, page).map_err(Fault::corrupt_by)?,
         RmgrId::SEQUENCE => sequence::redo(record, page)?,
-        RmgrId::GENERIC => generic::redo(block, page)?,
+        RmgrId::GENERIC => {
+            loose.pack(page);
+            generic::redo(block, page)?;
+        }
         RmgrId::XLOG => return Err(Fault::corrupt("no image to apply")),
         _ => return Err(Fault::Unsupported("pages of this resource manager")),
     }
@@ -186,20 +196,22 @@ fn free_space(
     record: &Record<'_>,
     block: &BlockReference<'_>,
     page: &Page,
+    loose: &Loose,
     action: Action,
 ) -> Option<u16> {
     let opcode = record.header.info & heap_records::OPCODE_MASK;
+    let heap_free_space = || page::heap_free_space_with(page, loose.gain(page));
     let low = || {
-        let free = page::heap_free_space(page);
+        let free = heap_free_space();
         (action == Action::Redone && free < LOW_FREE_SPACE).then_some(free)
     };
     match (record.header.rmgr, opcode, block.id) {
         (RmgrId::HEAP, heap_records::INSERT | heap_records::UPDATE, 0)
         | (RmgrId::HEAP2, heap2_records::MULTI_INSERT, 0) => low(),
-        (RmgrId::HEAP2, heap2_records::PRUNE | heap2_records::VACUUM, 0) => {
-            Some(page::heap_free_space(page))
+        (RmgrId::HEAP2, heap2_records::PRUNE | heap2_records::VACUUM, 0) => Some(heap_free_space()),
+        (RmgrId::HEAP2, heap2_records::VISIBLE, 1) => {
+            Some(page_free_space(page) + loose.gain(page))
         }
-        (RmgrId::HEAP2, heap2_records::VISIBLE, 1) => Some(page_free_space(page)),
         _ => None,
     }
 }
@@ -231,7 +243,7 @@ mod tests {
 
     fn redo(record: &Record<'_>, index: u8, page: &mut Page) -> Result<PageOutcome, RedoError> {
         let id = record.blocks[usize::from(index)].page;
-        redo_page(record, PageChange::Block(index), id, page, &context())
+        redo_page(record, PageChange::Block(index), id, page, &mut Loose::default(), &context())
     }
 
     fn tuple(page: &Page, item: u16) -> HeapTupleHeader {
@@ -247,7 +259,8 @@ mod tests {
         page::init(&mut page, 0);
         for (lsn, changes) in [(insert.start.advance(1), false), (insert.start, true)] {
             page::set_lsn(&mut page, lsn);
-            let outcome = redo_page(&insert, change, map_page, &mut page, &context());
+            let outcome =
+                redo_page(&insert, change, map_page, &mut page, &mut Loose::default(), &context());
             assert_eq!(outcome.expect("sound").changed, changes, "a page as of {lsn}");
         }
     }
@@ -380,7 +393,9 @@ mod tests {
             let context = RedoContext { hint_bits_are_logged, ..context() };
             let mut page = heap_page(1);
             let change = PageChange::Block(1);
-            let outcome = redo_page(&visible, change, HEAP, &mut page, &context).expect("sound");
+            let outcome =
+                redo_page(&visible, change, HEAP, &mut page, &mut Loose::default(), &context)
+                    .expect("sound");
             assert_eq!(outcome.free_space, Some(8192 - 24 - 4 - 32 - 4));
             assert_eq!((page::lsn(&page), page::flags(&page)), (lsn, PD_ALL_VISIBLE));
         }
@@ -498,7 +513,7 @@ mod tests {
                 let _any_answer_will_do = redo(&record, index as u8, &mut page);
                 let _so_will_this = crate::mask::mask(rmgr, HEAP, &mut page);
             }
-            prop_assert!(redo_page(&record, PageChange::Block(200), HEAP, &mut heap_page(1), &context()).is_err());
+            prop_assert!(redo_page(&record, PageChange::Block(200), HEAP, &mut heap_page(1), &mut Loose::default(), &context()).is_err());
         }
     }
 }

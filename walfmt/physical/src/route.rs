@@ -40,9 +40,28 @@ pub fn route<A: PageAccess>(
     context: &RedoContext,
     access: &mut A,
 ) -> Result<(), RouteError<A::Error>> {
+    if let Some(clears) = check_pages(record).map_err(|fault| fault.of(record))? {
+        return change_pages(record, &clears, access).map_err(RouteError::Access);
+    }
     let effect = Effect::read(record, context).map_err(|fault| fault.of(record))?;
-    let clears = implied_clears(record).map_err(|fault| fault.of(record))?;
-    apply(record, &effect, &clears, access).map_err(RouteError::Access)
+    change_pages(record, &Clears::new(), access)
+        .and_then(|()| apply(record, &effect, access))
+        .map_err(RouteError::Access)
+}
+
+/// Checks a record that has no effect but on pages, as nearly all have; nothing for others. Gives
+/// the bits of the visibility map that it clears on pages it does not refer to.
+fn check_pages(record: &Record<'_>) -> Result<Option<Clears>, Fault> {
+    let clears = match record.header.rmgr {
+        RmgrId::HEAP => heap::check(record)?,
+        RmgrId::HEAP2 if !heap2::is_rewrite(record) => heap2::check(record)?,
+        RmgrId::BTREE => btree::check(record).map(|()| Clears::new())?,
+        RmgrId::SEQUENCE => sequence::check(record).map(|()| Clears::new())?,
+        RmgrId::GENERIC => generic::check(record).map(|()| Clears::new())?,
+        _ => return Ok(None),
+    };
+    let refers_to_map = record.blocks.iter().any(|block| heap::is_registered_map(record, block));
+    Ok(Some(if refers_to_map { Clears::new() } else { clears }))
 }
 
 /// What a record does beside changing the pages of its block references.
@@ -67,17 +86,7 @@ impl<'a> Effect<'a> {
     fn read(record: &Record<'a>, context: &RedoContext) -> Result<Self, Fault> {
         let effect = match record.header.rmgr {
             RmgrId::XLOG => return Ok(xlog::read(record)?.map_or(Self::None, Self::Server)),
-            RmgrId::HEAP => return heap::check(record).map(|()| Self::None),
-            RmgrId::HEAP2 => {
-                heap2::check(record)?;
-                match heap2::rewrite_mapping(record)? {
-                    Some(mapping) => Self::RewriteMapping(mapping),
-                    None => return Ok(Self::None),
-                }
-            }
-            RmgrId::BTREE => return btree::check(record).map(|()| Self::None),
-            RmgrId::SEQUENCE => return sequence::check(record).map(|()| Self::None),
-            RmgrId::GENERIC => return generic::check(record).map(|()| Self::None),
+            RmgrId::HEAP2 => Self::RewriteMapping(heap2::rewrite_mapping(record)?),
             RmgrId::XACT => xact::read(record, context)?.map_or(Self::None, Self::Transaction),
             RmgrId::SMGR => Self::Files(smgr::read(record)?),
             RmgrId::CLOG => Self::Clog(clog::read(record, context)?),
@@ -100,17 +109,9 @@ impl<'a> Effect<'a> {
     }
 }
 
-/// The bits of the visibility map that a record clears on pages it does not refer to.
-fn implied_clears(record: &Record<'_>) -> Result<Clears, Fault> {
-    if record.blocks.iter().any(|block| heap::is_registered_map(record, block)) {
-        return Ok(Clears::new());
-    }
-    heap::clears_of(record)
-}
-
-fn apply<A: PageAccess>(
+/// The transaction id, and then the pages.
+fn change_pages<A: PageAccess>(
     record: &Record<'_>,
-    effect: &Effect<'_>,
     clears: &Clears,
     access: &mut A,
 ) -> Result<(), A::Error> {
@@ -131,6 +132,15 @@ fn apply<A: PageAccess>(
             access.change_page(record, block.page, PageChange::Block(index))?;
         }
     }
+    Ok(())
+}
+
+/// What is not a page.
+fn apply<A: PageAccess>(
+    record: &Record<'_>,
+    effect: &Effect<'_>,
+    access: &mut A,
+) -> Result<(), A::Error> {
     match effect {
         Effect::None => Ok(()),
         Effect::Transaction(change) => change.apply(record, access),

@@ -50,6 +50,9 @@ impl Routing<'_> {
     /// Decides whether the page is there, and with that whether its owner gets the change.
     fn is_taken(&mut self, id: ForkId, page: PageId, need: PageNeed) -> Result<Taken, ReplayError> {
         let relations = &mut self.dispatcher.relations;
+        if relations.known_blocks(id).is_some_and(|blocks| page.block < blocks) {
+            return Ok(Taken::Exists);
+        }
         let fork = page.rel_fork();
         let at = self.raw.start;
         let file_error = |source| ReplayError::File { at, source };
@@ -83,7 +86,7 @@ impl Routing<'_> {
     /// Finishes what the record has done so far, before a file action.
     fn before_file_action(&mut self) -> Result<(), ReplayError> {
         let dispatcher = &mut *self.dispatcher;
-        dispatcher.commit_staged();
+        dispatcher.staged_record = None;
         let end = dispatcher.dispatched;
         dispatcher.try_hand_over(end).map_err(|ThreadGone| ReplayError::ThreadGone)?;
         if dispatcher.shared.has_failed() {
@@ -242,7 +245,7 @@ impl PageAccess for Routing<'_> {
             need,
             extends: taken == Taken::Extends,
         };
-        dispatcher.staged.push((owner, task));
+        dispatcher.tasks[owner].push(task);
         Ok(())
     }
 

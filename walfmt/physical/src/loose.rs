@@ -1,0 +1,288 @@
+//! Pruned heap pages whose tuples are moved later.
+//!
+//! Pruning takes the tuples of some line pointers away and moves all others together. A page that is
+//! updated is pruned every few updates, and where its tuples lie matters to nobody before the page
+//! leaves memory. So redo does what pruning does to the line pointers, leaves the tuples where they
+//! are, and puts new ones into the gaps:
+//!
+//! ```text
+//!                              upper                                 special
+//! loose   | header, pointers |··| a | b | gap | new 2 | c | new 1 | d |
+//! packed  | header, pointers |········| new 2 | new 1 | tuples by line pointer: a c b d |
+//! ```
+//!
+//! [`Loose::pack`] makes up for it, exactly: the tuples that were there when the page was pruned go
+//! into the order of their line pointers, and what was put on the page since lies below them, as it
+//! came. A second pruning counts all tuples as having been there.
+//!
+//! Nobody else may see a loose page: a server relies on the room that its WAL says there is. So it is
+//! packed before it is written, compared, or changed by a record that speaks of places on the page.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+use walfmt::page::{
+    ITEM_ID_SIZE, ItemId, PAGE_HEADER_SIZE, PageError, bounds, lower, max_align, max_offset,
+    special, upper,
+};
+
+use crate::Page;
+use crate::page::{self, Packing};
+
+/// More gaps than this, and the page is packed at once.
+const GAPS_MAX: usize = 64;
+
+/// What is still to be done to a page; the default is nothing. Whoever keeps the page keeps it
+/// beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Loose {
+    /// Whether there is anything.
+    is_loose: bool,
+    /// What all items take together in bytes, padding included.
+    stored: u16,
+    /// Places without items, of which there may be more.
+    gaps: SmallVec<[Gap; 8]>,
+    /// The items put since the page was pruned, as they came.
+    since: SmallVec<[u16; 16]>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    offset: u16,
+    size: u16,
+}
+
+impl Loose {
+    /// Whether there is something to be done.
+    #[must_use]
+    pub const fn is_loose(&self) -> bool {
+        self.is_loose
+    }
+
+    /// How many bytes lie free among the items, beside those between `pd_lower` and `pd_upper`.
+    pub(crate) fn gain(&self, page: &Page) -> u16 {
+        if !self.is_loose {
+            return 0;
+        }
+        special(page).saturating_sub(self.stored).saturating_sub(upper(page))
+    }
+
+    /// An item of a heap page is going to lose its storage by pruning. It counts as a gap only where
+    /// items can be.
+    pub(crate) fn free(&mut self, page: &Page, id: ItemId) {
+        let size = max_align(id.length.into());
+        let end = usize::from(id.offset) + size;
+        let is_inside = id.offset >= upper(page) && end <= special(page).into();
+        if id.has_storage() && is_inside && id.offset.is_multiple_of(8) {
+            self.gaps.push(Gap { offset: id.offset, size: size as u16 });
+        }
+    }
+
+    /// What pruning does after it has changed line pointers, and [told](Self::free) of them:
+    /// `PageRepairFragmentation`, but for the move of the items.
+    pub(crate) fn begin(&mut self, page: &mut Page) -> Result<(), PageError> {
+        let stored = page::repair_line_pointers(page)?;
+        let (_, upper, special) = bounds(page)?;
+        self.is_loose = true;
+        self.stored = stored;
+        self.since.clear();
+        // Together they can take more than there is only if they overlap, as on a corrupt page.
+        if self.gaps.len() > GAPS_MAX || usize::from(stored) > special - upper {
+            self.pack(page);
+        }
+        Ok(())
+    }
+
+    /// Makes room for an item of a heap page, as [`page::reserve_item`] does.
+    pub(crate) fn reserve_item(
+        &mut self,
+        page: &mut Page,
+        item: u16,
+        length: usize,
+    ) -> Result<Range<usize>, PageError> {
+        if !self.is_loose {
+            return page::reserve_item(page, item, length);
+        }
+        let size = max_align(length);
+        let room = usize::from(upper(page).saturating_sub(lower(page)));
+        let gap = self.gaps.iter().rposition(|gap| usize::from(gap.size) >= size);
+        // It always fits, unless items overlap.
+        let fits = size <= self.gain(page).into();
+        let range = match gap {
+            Some(at) if length > 0 && room >= ITEM_ID_SIZE && fits => {
+                let gap = &mut self.gaps[at];
+                let range = page::set_heap_item(page, item, gap.offset, length)?;
+                gap.offset += size as u16;
+                gap.size -= size as u16;
+                if gap.size == 0 {
+                    self.gaps.swap_remove(at);
+                }
+                range
+            }
+            _ if room >= size + ITEM_ID_SIZE => page::reserve_item(page, item, length)?,
+            _ => {
+                self.pack(page);
+                return page::reserve_item(page, item, length);
+            }
+        };
+        self.stored += size as u16;
+        self.since.push(item);
+        Ok(range)
+    }
+
+    /// Forgets what was to be done: the page is another one.
+    pub fn reset(&mut self) {
+        self.is_loose = false;
+        self.gaps.clear();
+        self.since.clear();
+    }
+
+    /// Moves the items to where they belong. Does nothing to a page that is not loose.
+    pub fn pack(&mut self, page: &mut Page) {
+        if self.is_loose {
+            let mut is_since = [false; page::ITEMS_MAX + 1];
+            for item in &self.since {
+                is_since[usize::from(*item)] = true;
+            }
+            let mut packing = Packing::below(special(page));
+            let count = max_offset(page);
+            let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks_mut::<ITEM_ID_SIZE>();
+            let pointers = &mut pointers[..count.into()];
+            for (pointer, is_since) in pointers.iter_mut().zip(&is_since[1..]) {
+                if !is_since {
+                    *pointer = packing.place(u32::from_le_bytes(*pointer)).to_le_bytes();
+                }
+            }
+            for item in self.since.iter().map(|item| usize::from(*item)) {
+                // Once, whatever a corrupt record did to it meanwhile.
+                if let Some(pointer) = pointers.get_mut(item - 1)
+                    && std::mem::take(&mut is_since[item])
+                {
+                    *pointer = packing.place(u32::from_le_bytes(*pointer)).to_le_bytes();
+                }
+            }
+            packing.carry_out(page);
+        }
+        self.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::page::tests::any_page;
+    use crate::page::{item_id, max_offset, set_item_id};
+
+    /// What is not unused space.
+    fn contents(page: &Page) -> (&[u8], &[u8]) {
+        (&page[..lower(page).into()], &page[upper(page).into()..])
+    }
+
+    fn prune(page: &mut Page, loose: &mut Loose, item: u16) {
+        loose.free(page, item_id(page, item).expect("is there"));
+        set_item_id(page, item, ItemId::UNUSED).expect("is there");
+    }
+
+    /// The comparison below tells a loose page from a packed one.
+    #[test]
+    fn new_tuples_go_into_gaps_until_the_page_is_packed() {
+        let mut expected = [0; walfmt::BLOCK_SIZE];
+        page::init(&mut expected, 0);
+        for (item, bytes) in [(1, b"one"), (2, b"two"), (3, b"six")] {
+            page::put_item(&mut expected, item, bytes).expect("fits");
+        }
+        let (mut found, mut loose) = (expected, Loose::default());
+        set_item_id(&mut expected, 1, ItemId::UNUSED).expect("is there");
+        page::repair_fragmentation(&mut expected).expect("valid page");
+        page::put_item(&mut expected, 4, b"new").expect("fits");
+        prune(&mut found, &mut loose, 1);
+        loose.begin(&mut found).expect("valid page");
+        let place = loose.reserve_item(&mut found, 4, 3).expect("fits");
+        found[place].copy_from_slice(b"new");
+
+        assert_eq!(item_id(&found, 4).expect("is there").offset, 8184, "the gap");
+        assert_ne!(contents(&found), contents(&expected));
+        loose.pack(&mut found);
+        assert_eq!(contents(&found), contents(&expected));
+        assert!(!loose.is_loose());
+    }
+
+    proptest! {
+        #[test]
+        fn a_packed_page_is_that_of_a_server(
+            rounds in prop::collection::vec(
+                prop::collection::vec((1..60_u16, prop::collection::vec(any::<u8>(), 1..150)), 1..40),
+                1..12,
+            ),
+            pack_after in prop::collection::vec(any::<bool>(), 12),
+        ) {
+            let mut expected = [0; walfmt::BLOCK_SIZE];
+            page::init(&mut expected, 0);
+            let (mut found, mut loose) = (expected, Loose::default());
+            for (round, pack) in rounds.into_iter().zip(pack_after) {
+                for (item, _) in &round {
+                    if item_id(&expected, *item).is_ok_and(ItemId::is_used) {
+                        set_item_id(&mut expected, *item, ItemId::UNUSED).expect("is there");
+                        prune(&mut found, &mut loose, *item);
+                    }
+                }
+                page::repair_fragmentation(&mut expected).expect("valid page");
+                loose.begin(&mut found).expect("valid page");
+                for (item, bytes) in round {
+                    let item = item.min(max_offset(&expected) + 1);
+                    let place = page::reserve_item(&mut expected, item, bytes.len());
+                    let loose_place = loose.reserve_item(&mut found, item, bytes.len());
+                    prop_assert_eq!(place.is_ok(), loose_place.is_ok(), "{:?} {:?}", place, loose_place);
+                    if let (Ok(place), Ok(loose_place)) = (place, loose_place) {
+                        expected[place].copy_from_slice(&bytes);
+                        found[loose_place].copy_from_slice(&bytes);
+                    }
+                    prop_assert_eq!(
+                        page::heap_free_space_with(&found, loose.gain(&found)),
+                        page::heap_free_space(&expected)
+                    );
+                }
+                let mut packed = found;
+                loose.clone().pack(&mut packed);
+                // Padding between items is nobody's.
+                for page in [&mut packed, &mut expected] {
+                    for item in 1..=max_offset(page) {
+                        if let Ok(range) = page::item_range(page, item) {
+                            page[range.end..max_align(range.end)].fill(0);
+                        }
+                    }
+                }
+                prop_assert_eq!(contents(&packed), contents(&expected));
+                if pack {
+                    loose.pack(&mut found);
+                    prop_assert_eq!(contents(&found).0, contents(&expected).0);
+                }
+            }
+        }
+
+        #[test]
+        fn no_page_makes_it_panic(page in any_page(), items in prop::collection::vec(1..300_u16, 0..20), lengths in prop::collection::vec(0..3000_usize, 0..20)) {
+            let (mut page, mut loose) = (page, Loose::default());
+            for item in &items {
+                if let Ok(id) = item_id(&page, *item) {
+                    loose.free(&page, id);
+                    set_item_id(&mut page, *item, ItemId::UNUSED).expect("is there");
+                }
+            }
+            if loose.begin(&mut page).is_ok() {
+                for (item, length) in items.iter().zip(lengths) {
+                    if let Ok(range) = loose.reserve_item(&mut page, *item, length) {
+                        prop_assert!(range.end <= walfmt::BLOCK_SIZE);
+                    }
+                    if length % 3 == 0 {
+                        let _ = set_item_id(&mut page, *item, ItemId::UNUSED); // as VACUUM could
+                    }
+                }
+                let _ = loose.gain(&page);
+                loose.pack(&mut page);
+            }
+        }
+    }
+}
