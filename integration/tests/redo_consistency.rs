@@ -667,11 +667,15 @@ impl PageAccess for Replay {
         let before = page.clone();
         let loose = self.loose.entry(id).or_default();
         let outcome = redo_page(record, change, id, page, loose, &self.context)?;
-        if outcome.missing {
+        if outcome.missing() {
             self.missing.insert(id);
         }
-        ensure!(outcome.changed || before == *page, "{id} at {}: changed in silence", record.start);
-        if let Some(free_bytes) = outcome.free_space {
+        ensure!(
+            outcome.changed() || before == *page,
+            "{id} at {}: changed in silence",
+            record.start
+        );
+        if let Some(free_bytes) = outcome.free_space() {
             let change = PageChange::RecordFreeSpace { heap_block: id.block, free_bytes };
             self.change_page(record, free_space_page(id), change)?;
         }

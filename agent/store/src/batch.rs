@@ -41,6 +41,12 @@ impl RecordBuffer {
         self.0.truncate(place as usize);
     }
 
+    /// The bytes of the record at `place`, and those behind.
+    #[inline]
+    pub(crate) fn bytes(&self, place: u32) -> &[u8] {
+        self.0.get(place as usize + POSITIONS_SIZE..).unwrap_or_default()
+    }
+
     /// The record at `place`.
     pub(crate) fn get(&self, place: u32) -> RawRecord<'_> {
         let entry = self.0.get(place as usize..).unwrap_or_default();

@@ -5,12 +5,15 @@
 //! the worker then writes many cold pages at once, in file order.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
+use walfmt::page::{ITEM_ID_SIZE, PAGE_HEADER_SIZE};
 use walfmt::relation::{BLOCK_SIZE, BlockNumber};
 use walfmt_physical::{Loose, Page};
 
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_start};
 use crate::relations::ForkId;
 
 /// A page's name within the store. Sorts in file order.
@@ -87,21 +90,41 @@ impl PageCache {
         self.index.get(&key).map(|slot| *slot as usize)
     }
 
-    /// Brings the page's header near, which will be looked at soon.
+    /// Brings the page's header near, which will be looked at soon, and the line pointer of `item`, or
+    /// the first ones.
     #[inline]
-    pub(crate) fn approach_header(&self, slot: usize) {
-        prefetch(self.frames.page(slot), 0);
+    pub(crate) fn approach_header(&self, slot: usize, item: Option<u16>) {
+        let page = self.frames.page(slot);
+        prefetch(page, 0);
+        prefetch_start(&self.loose[slot]);
+        match item {
+            Some(item) => prefetch(page, line_pointer(item)),
+            None => prefetch(page, 64),
+        }
     }
 
-    /// Brings near what a change will look at beside the header: the ends of the line pointers and of
-    /// the items. The header should be near.
+    /// Brings near what a change will look at beside the header, which should be near: the ends of the
+    /// line pointers and of the items, and `item`.
     #[inline]
-    pub(crate) fn approach_items(&self, slot: usize) {
+    pub(crate) fn approach_items(&self, slot: usize, item: Option<u16>) {
         let page = self.frames.page(slot);
         let (lower, upper) = (walfmt::page::lower(page), walfmt::page::upper(page));
         prefetch(page, lower.into());
-        prefetch(page, upper.into());
         prefetch(page, usize::from(upper).saturating_sub(64));
+        if let Some(loose) = &self.loose[slot] {
+            prefetch_start(&**loose);
+        }
+        match item {
+            Some(item) => {
+                let pointer = walfmt::bytes::u32_at(page, line_pointer(item));
+                prefetch(page, walfmt::page::ItemId::from_raw(pointer).offset.into());
+            }
+            None => {
+                prefetch(page, upper.into());
+                prefetch(page, 128);
+                prefetch(page, 192);
+            }
+        }
     }
 
     /// A slot for a page that is not here, with undefined contents; nothing if a changed page is in
@@ -225,44 +248,115 @@ impl PageCache {
     }
 }
 
-/// The memory that pages lie in: pieces of it, mapped as they are reached, each with one call to the
-/// kernel instead of a fault for every 4 kB.
-///
-/// Not in huge pages: they would save a little more on a machine that has some at hand, but where a
-/// host takes back what its guest does not use, fresh ones cost several times what they save.
-struct Frames {
-    pieces: Vec<MmapMut>,
-    pages_max: usize,
+/// Where an item's line pointer is, or would be.
+fn line_pointer(item: u16) -> usize {
+    PAGE_HEADER_SIZE + usize::from(item).saturating_sub(1) * ITEM_ID_SIZE
 }
 
-/// 2 MB.
+/// The memory that pages lie in: regions of addresses, in which pieces of 2 MB get memory as they are
+/// reached, each with one call to the kernel instead of a fault for every 4 kB.
+///
+/// ```text
+/// region, mapped    | up to a multiple of 2 MB | piece | piece | piece | ...
+///                                               memory   memory  not yet
+/// ```
+struct Frames {
+    regions: Vec<Region>,
+    pages_max: usize,
+    /// How many slots have memory.
+    reached: usize,
+    huge_pages: HugePages,
+}
+
+struct Region {
+    map: MmapMut,
+    /// Where its first piece begins.
+    start: usize,
+}
+
+/// Whether pieces are asked for as huge pages. One needs a five-hundredth of the kernel's work, and
+/// its pages are found faster ever after; but where a host has taken back what its guest did not use,
+/// a fresh one takes far longer than as many small pages. So the time that one takes decides about
+/// the next ones.
+struct HugePages {
+    /// For how many pieces not to ask.
+    pause: usize,
+    next_pause: usize,
+}
+
+impl HugePages {
+    const SLOW: Duration = Duration::from_millis(1);
+    const PAUSE_MIN: usize = 16;
+    const PAUSE_MAX: usize = 1024;
+
+    const fn new() -> Self {
+        Self { pause: 0, next_pause: Self::PAUSE_MIN }
+    }
+
+    /// Gives memory to a piece.
+    fn populate(&mut self, map: &MmapMut, piece: Range<usize>) {
+        let ask = self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        let advice = if ask { Advice::HugePage } else { Advice::NoHugePage };
+        // Kernels that do not know these, or are told not to: then it is slower, not wrong.
+        let _ = map.advise_range(advice, piece.start, piece.len());
+        let begun = Instant::now();
+        let _ = map.advise_range(Advice::PopulateWrite, piece.start, piece.len());
+        if ask && begun.elapsed() > Self::SLOW {
+            self.pause = self.next_pause;
+            self.next_pause = (2 * self.next_pause).min(Self::PAUSE_MAX);
+        } else if ask {
+            self.next_pause = Self::PAUSE_MIN;
+        }
+    }
+}
+
+/// 2 MB, the size of a huge page on x86-64 and mostly elsewhere.
 const PIECE_PAGES: usize = 256;
+const PIECE_BYTES: usize = PIECE_PAGES * BLOCK_SIZE;
+
+/// 64 MB. A power of two.
+const REGION_PAGES: usize = 32 * PIECE_PAGES;
 
 impl Frames {
     const fn new(pages_max: usize) -> Self {
-        Self { pieces: Vec::new(), pages_max }
+        Self { regions: Vec::new(), pages_max, reached: 0, huge_pages: HugePages::new() }
     }
 
     /// Sees to it that there is memory for the first `pages` slots.
     fn reach(&mut self, pages: usize) {
-        while self.pieces.len() * PIECE_PAGES < pages {
-            let left = self.pages_max - self.pieces.len() * PIECE_PAGES;
-            let bytes = left.min(PIECE_PAGES) * BLOCK_SIZE;
-            let piece = MmapMut::map_anon(bytes).expect("memory for pages, as configured");
-            // Kernels before 5.14 do not know this; then it is slower, not wrong.
-            let _ = piece.advise(Advice::PopulateWrite);
-            self.pieces.push(piece);
+        while self.reached < pages {
+            if self.reached == self.regions.len() * REGION_PAGES {
+                let left = self.pages_max - self.reached;
+                self.regions.push(Region::map(left.min(REGION_PAGES) * BLOCK_SIZE));
+            }
+            let count = (self.pages_max - self.reached).min(PIECE_PAGES);
+            if let Some(region) = self.regions.last() {
+                let start = region.start + self.reached % REGION_PAGES * BLOCK_SIZE;
+                self.huge_pages.populate(&region.map, start..start + count * BLOCK_SIZE);
+            }
+            self.reached += count;
         }
     }
 
     fn page(&self, slot: usize) -> &Page {
-        let offset = slot % PIECE_PAGES * BLOCK_SIZE;
-        self.pieces[slot / PIECE_PAGES][offset..].first_chunk().expect("pieces are whole pages")
+        let region = &self.regions[slot / REGION_PAGES];
+        let offset = region.start + slot % REGION_PAGES * BLOCK_SIZE;
+        region.map[offset..].first_chunk().expect("regions are whole pages")
     }
 
     fn page_mut(&mut self, slot: usize) -> &mut Page {
-        let offset = slot % PIECE_PAGES * BLOCK_SIZE;
-        self.pieces[slot / PIECE_PAGES][offset..].first_chunk_mut().expect("pieces are whole pages")
+        let region = &mut self.regions[slot / REGION_PAGES];
+        let offset = region.start + slot % REGION_PAGES * BLOCK_SIZE;
+        region.map[offset..].first_chunk_mut().expect("regions are whole pages")
+    }
+}
+
+impl Region {
+    fn map(bytes: usize) -> Self {
+        let map = MmapMut::map_anon(bytes + PIECE_BYTES).expect("address space for pages");
+        let start = map.as_ptr().addr().next_multiple_of(PIECE_BYTES) - map.as_ptr().addr();
+        Self { map, start }
     }
 }
 

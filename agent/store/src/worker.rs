@@ -18,7 +18,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
-use walfmt_physical::{Loose, PageChange, PageNeed, RedoContext, freespace, redo_page};
+use walfmt_physical::{
+    Loose, PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page,
+};
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::cache::{PageCache, PageKey};
@@ -41,6 +43,9 @@ const COLD_PAGES_MAX: usize = 1024;
 /// nearest cache.
 const HEADER_AHEAD: usize = 20;
 const ITEMS_AHEAD: usize = 10;
+
+/// With how many notes before it a note is compared, in case it takes the place of one.
+const NOTES_COMPARED: usize = 4;
 
 /// What a worker is told, in this order and no other.
 pub(crate) enum Message {
@@ -214,7 +219,7 @@ impl Worker {
     /// Applies tasks; `false` if another worker's failure lies before the last of them.
     fn apply_tasks(&mut self, records: &RecordBuffer, tasks: &[Task]) -> Result<bool, Failure> {
         let mut record = Record::blank();
-        let mut ahead = Ahead::new(tasks);
+        let mut ahead = Ahead::new(records, tasks);
         for of_record in tasks.chunk_by(|a, b| a.record == b.record) {
             let raw = records.get(of_record[0].record);
             let at = raw.start;
@@ -261,7 +266,7 @@ impl Worker {
             broken_rule(record, self.parts.cache.page_mut(slot));
         }
         if self.parts.verify_images
-            && !outcome.missing
+            && !outcome.missing()
             && let PageChange::Block(index) = task.change
             && let Some(block) = record.blocks.get(usize::from(index))
         {
@@ -270,14 +275,14 @@ impl Worker {
         }
         // Map pages also if their bytes are what they should be already: after a failed sync they
         // may be in the kernel's cache only, and not every change to them has an image.
-        if outcome.changed || task.extends || is_map(key.fork) {
+        if outcome.changed() || task.extends || is_map(key.fork) {
             self.parts.cache.mark_changed(slot);
         }
-        if outcome.missing {
+        if outcome.missing() {
             let reported = self.parts.shared.invalid_pages.report(page_id, record.start);
             reported.map_err(|_consistent| PageFault::Missing { page: page_id })?;
         }
-        if let Some(free_bytes) = outcome.free_space {
+        if let Some(free_bytes) = outcome.free_space() {
             self.note_free_space(page_id, key, free_bytes, record.start);
         }
         Ok(())
@@ -352,12 +357,16 @@ impl Worker {
             block: freespace::free_space_page(heap_page).block,
         };
         let owner = owner_of(map_page.fork, map_page.block, self.notes.len());
-        self.notes[owner].push(FreeSpaceNote {
-            map_page,
-            heap_block: heap_page.block,
-            free_bytes,
-            at,
-        });
+        let note = FreeSpaceNote { map_page, heap_block: heap_page.block, free_bytes, at };
+        let notes = &mut self.notes[owner];
+        // Of several that follow each other the last one counts.
+        let is_same = |other: &&mut FreeSpaceNote| {
+            (other.map_page, other.heap_block) == (note.map_page, note.heap_block)
+        };
+        match notes.iter_mut().rev().take(NOTES_COMPARED).find(is_same) {
+            Some(before) => *before = note,
+            None => notes.push(note),
+        }
     }
 
     fn send_notes(&mut self) {
@@ -465,8 +474,9 @@ impl Worker {
     }
 }
 
-/// Looks for the pages of tasks before their turn, and brings them near.
+/// Looks for the pages of tasks before their turn, and brings near what will be looked at there.
 struct Ahead<'a> {
+    records: &'a RecordBuffer,
     tasks: &'a [Task],
     /// The next task whose page is looked for.
     header: usize,
@@ -474,47 +484,59 @@ struct Ahead<'a> {
     items: usize,
     /// The next task.
     done: usize,
-    /// Where pages are, by task: as many as can be under way, and a power of two.
-    slots: [Option<usize>; 32],
+    /// What is known of tasks: of as many as can be under way, and a power of two.
+    known: [Known; KNOWN],
+}
+
+const KNOWN: usize = 32;
+
+#[derive(Clone, Copy)]
+struct Known {
+    /// Where the page was when it was looked for.
+    slot: Option<usize>,
+    /// The item that the record speaks of, if it is likely to speak of one.
+    item: Option<u16>,
 }
 
 impl<'a> Ahead<'a> {
-    const fn new(tasks: &'a [Task]) -> Self {
-        Self { tasks, header: 0, items: 0, done: 0, slots: [None; 32] }
+    const fn new(records: &'a RecordBuffer, tasks: &'a [Task]) -> Self {
+        let known = [Known { slot: None, item: None }; KNOWN];
+        Self { records, tasks, header: 0, items: 0, done: 0, known }
     }
 
     /// Goes on to the next task; gives where its page was when it was looked for.
     #[inline]
     fn advance(&mut self, cache: &PageCache) -> Option<usize> {
         while self.header < self.tasks.len().min(self.done + HEADER_AHEAD) {
-            self.slots[self.header % 32] = self.look_up(cache);
+            self.known[self.header % KNOWN] = self.look_up(cache);
             self.header += 1;
         }
         while self.items < self.header.min(self.done + ITEMS_AHEAD) {
+            let Known { slot, item } = self.known[self.items % KNOWN];
             if self.tasks[self.items].need != PageNeed::Nothing
-                && let Some(slot) = self.slots[self.items % 32]
+                && let Some(slot) = slot
             {
-                cache.approach_items(slot);
+                cache.approach_items(slot, item);
             }
             self.items += 1;
         }
         self.done += 1;
-        self.slots[(self.done - 1) % 32]
+        self.known[(self.done - 1) % KNOWN].slot
     }
 
-    fn look_up(&self, cache: &PageCache) -> Option<usize> {
+    fn look_up(&self, cache: &PageCache) -> Known {
         let task = &self.tasks[self.header];
         let key = task.page_key();
-        if let Some(before) = self.header.checked_sub(1)
-            && self.tasks[before].page_key() == key
-        {
-            return self.slots[before % 32];
-        }
-        let slot = cache.look_up(key)?;
-        if task.need != PageNeed::Nothing {
-            cache.approach_header(slot);
-        }
-        Some(slot)
+        let slot = match self.header.checked_sub(1) {
+            Some(before) if self.tasks[before].page_key() == key => self.known[before % KNOWN].slot,
+            _ => cache.look_up(key),
+        };
+        let (true, Some(page)) = (task.need != PageNeed::Nothing, slot) else {
+            return Known { slot, item: None };
+        };
+        let item = likely_item(self.records.bytes(task.record));
+        cache.approach_header(page, item);
+        Known { slot, item }
     }
 }
 

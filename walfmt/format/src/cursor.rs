@@ -67,47 +67,50 @@ impl<'a> Cursor<'a> {
 
     /// The next `N` bytes.
     #[inline]
-    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], CursorError> {
+    pub fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<&'a [u8; N], CursorError> {
         let (head, tail) = self.rest.split_first_chunk().ok_or(CursorError::Short {
             field,
             needed: N,
             left: self.rest.len(),
         })?;
         self.rest = tail;
-        Ok(*head)
+        Ok(head)
     }
 
     /// The next `u8`.
     #[inline]
     pub fn u8(&mut self, field: &'static str) -> Result<u8, CursorError> {
-        self.array(field).map(u8::from_le_bytes)
+        Ok(u8::from_le_bytes(*self.array(field)?))
     }
 
     /// The next `u16`.
     #[inline]
     pub fn u16(&mut self, field: &'static str) -> Result<u16, CursorError> {
-        self.array(field).map(u16::from_le_bytes)
+        Ok(u16::from_le_bytes(*self.array(field)?))
     }
 
     /// The next `u32`.
     #[inline]
     pub fn u32(&mut self, field: &'static str) -> Result<u32, CursorError> {
-        self.array(field).map(u32::from_le_bytes)
+        Ok(u32::from_le_bytes(*self.array(field)?))
     }
 
     /// The next `i32`.
     pub fn i32(&mut self, field: &'static str) -> Result<i32, CursorError> {
-        self.array(field).map(i32::from_le_bytes)
+        Ok(i32::from_le_bytes(*self.array(field)?))
     }
 
     /// The next `u64`.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, CursorError> {
-        self.array(field).map(u64::from_le_bytes)
+        Ok(u64::from_le_bytes(*self.array(field)?))
     }
 
     /// The next `i64`.
     pub fn i64(&mut self, field: &'static str) -> Result<i64, CursorError> {
-        self.array(field).map(i64::from_le_bytes)
+        Ok(i64::from_le_bytes(*self.array(field)?))
     }
 
     /// A count (C `int`) that must not be negative, nor announce more items of `item_size` bytes
@@ -126,9 +129,9 @@ impl<'a> Cursor<'a> {
     pub fn locator(&mut self, field: &'static str) -> Result<RelFileLocator, CursorError> {
         let bytes = self.array::<12>(field)?;
         Ok(RelFileLocator {
-            tablespace: u32_at(&bytes, 0),
-            database: u32_at(&bytes, 4),
-            relation: u32_at(&bytes, 8),
+            tablespace: u32_at(bytes, 0),
+            database: u32_at(bytes, 4),
+            relation: u32_at(bytes, 8),
         })
     }
 

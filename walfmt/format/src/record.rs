@@ -308,10 +308,10 @@ impl<'a> Record<'a> {
         if before.is_some_and(|before| before.id >= id) {
             return Err(DecodeError::BlockId(id));
         }
-        let [fork_flags, length @ ..] = cursor.array::<3>("fork_flags and data_length")?;
+        let fork_flags = cursor.u8("fork_flags")?;
+        let data_length = cursor.u16("data_length")?;
         let fork = fork_flags & BKPBLOCK_FORK_MASK;
         let fork = ForkNumber::from_number(fork.into()).ok_or(DecodeError::Fork { id, fork })?;
-        let data_length = u16::from_le_bytes(length);
         if (fork_flags & BKPBLOCK_HAS_DATA != 0) != (data_length > 0) {
             return Err(DecodeError::DataFlag { id, length: data_length });
         }

@@ -683,7 +683,14 @@ impl RecordStream {
         self.current.lsn = end;
         self.current.prev = Some(start);
         self.current.overwritten = None;
-        self.boundary = self.current;
+        // Field by field: a copy of the whole would wait for what was just written in parts.
+        let Boundary { version, timeline, system_identifier, .. } = self.current;
+        self.boundary.lsn = end;
+        self.boundary.prev = Some(start);
+        self.boundary.version = version;
+        self.boundary.timeline = timeline;
+        self.boundary.system_identifier = system_identifier;
+        self.boundary.overwritten = None;
     }
 }
 

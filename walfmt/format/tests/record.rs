@@ -200,7 +200,7 @@ fn too_few_bytes_are_refused() {
     assert_refused(&[&[253, 1]], &short("origin", 2, 1));
     assert_refused(&[&[252, 1]], &short("toplevel_xid", 4, 1));
     assert_refused(&[&[0]], &short("fork_flags", 1, 0));
-    assert_refused(&[&block(0, 0, 0), &locator()[..7]], &short("locator", 4, 3));
+    assert_refused(&[&block(0, 0, 0), &locator()[..7]], &short("locator", 12, 7));
     assert_refused(&[&block(0, 0, 0), &locator(), &[1]], &short("block number", 4, 1));
     assert_refused(&[&block(0, HAS_IMAGE, 0), &[1]], &short("bimg_len", 2, 1));
     assert_refused(

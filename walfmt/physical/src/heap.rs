@@ -16,6 +16,7 @@ use walfmt::page::{
     HEAP_XMAX_EXCL_LOCK, HEAP_XMAX_IS_MULTI, HEAP_XMAX_KEYSHR_LOCK, HEAP_XMAX_LOCK_ONLY,
     HeapTupleHeader, ItemPointer, PD_ALL_VISIBLE,
 };
+use walfmt::record::RECORD_HEADER_SIZE;
 use walfmt::relation::{BlockNumber, ForkNumber, INVALID_BLOCK};
 use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::heap::{self, Delete, Insert, Lock, TupleImage, Update, UpdatedTuple};
@@ -33,16 +34,36 @@ const MOVED_PARTITIONS_OFFSET: u16 = 0xFFFD;
 /// Bits of the visibility map that a record clears: of which heap block, and which.
 pub(crate) type Clears = SmallVec<[(BlockNumber, u8); 2]>;
 
-/// Checks that a record's opcode and block references are possible. Gives the bits of the visibility
+/// The line pointer that a record of an existing tuple speaks of, found in passing: for whoever wants
+/// to bring it near before the record's turn. `record` begins with the record's bytes. A guess: it is
+/// wrong where the record carries more than it must (`wal_level = logical`).
+#[inline]
+#[must_use]
+pub fn likely_item(record: &[u8]) -> Option<u16> {
+    let header = record.first_chunk::<RECORD_HEADER_SIZE>()?;
+    if header[17] != RmgrId::HEAP.0 {
+        return None;
+    }
+    let main_size = match header[16] & heap::OPCODE_MASK {
+        heap::UPDATE | heap::HOT_UPDATE => 14,
+        heap::DELETE | heap::LOCK => 8,
+        _ => return None,
+    };
+    let length = walfmt::bytes::u32_at(header, 0) as usize;
+    // All of them begin with an xmax, and then the line pointer. Main data is last.
+    Some(u16_at(record, length.checked_sub(main_size)? + 4))
+}
+
+/// Checks that a record's opcode and block references are possible. Adds the bits of the visibility
 /// map that it clears.
-pub(crate) fn check(record: &Record<'_>) -> Result<Clears, Fault> {
+pub(crate) fn check(record: &Record<'_>, clears: &mut Clears) -> Result<(), Fault> {
     let opcode = record.header.info & heap::OPCODE_MASK;
     if opcode == heap::TRUNCATE {
-        return Ok(Clears::new());
+        return Ok(());
     }
     let may_init = matches!(opcode, heap::INSERT | heap::UPDATE);
     check_heap_block(record, may_init)?;
-    clears(record)
+    add_clears(record, clears)
 }
 
 /// Checks block 0, the heap page of most records, and that all block references are of the forks
@@ -66,9 +87,8 @@ pub(crate) fn check_heap_block(record: &Record<'_>, may_init: bool) -> Result<()
     Ok(())
 }
 
-/// The bits of the visibility map that the record clears.
-pub(crate) fn clears(record: &Record<'_>) -> Result<Clears, Fault> {
-    let mut clears = Clears::new();
+/// Adds the bits of the visibility map that the record clears.
+fn add_clears(record: &Record<'_>, clears: &mut Clears) -> Result<(), Fault> {
     let main = record.main_data;
     let (flags, flag, bits) = match record.header.info & heap::OPCODE_MASK {
         heap::INSERT => (Insert::read(main)?.flags, insert_flags::ALL_VISIBLE_CLEARED, VALID_BITS),
@@ -83,14 +103,14 @@ pub(crate) fn clears(record: &Record<'_>) -> Result<Clears, Fault> {
             if flags & update_flags::NEW_ALL_VISIBLE_CLEARED != 0 {
                 clears.push((new_block, VALID_BITS));
             }
-            return Ok(clears);
+            return Ok(());
         }
-        _ => return Ok(clears),
+        _ => return Ok(()),
     };
     if flags & flag != 0 {
         clears.push((block_0(record)?.page.block, bits));
     }
-    Ok(clears)
+    Ok(())
 }
 
 /// Changes a heap page that needs it. For INSERT and UPDATE of a new page it is all zero.
@@ -316,11 +336,13 @@ fn inplace(offset: u16, block: &BlockReference<'_>, page: &mut Page) -> Result<(
 
 /// The bits of the visibility map that a record of any resource manager clears.
 pub(crate) fn clears_of(record: &Record<'_>) -> Result<Clears, Fault> {
+    let mut clears = Clears::new();
     match record.header.rmgr {
-        RmgrId::HEAP => clears(record),
-        RmgrId::HEAP2 => heap2::clears(record),
-        _ => Ok(Clears::new()),
+        RmgrId::HEAP => add_clears(record, &mut clears)?,
+        RmgrId::HEAP2 => heap2::add_clears(record, &mut clears)?,
+        _ => {}
     }
+    Ok(clears)
 }
 
 /// Whether a block reference is a page of the visibility map on which the record clears bits.

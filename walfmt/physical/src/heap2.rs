@@ -14,15 +14,15 @@ use crate::heap::{self, Clears, Tuple};
 use crate::visibilitymap::{self, ALL_FROZEN, VALID_BITS};
 use crate::{Loose, Page, page};
 
-/// Checks that the opcode and block references of a record of pages are possible. Gives the bits of
+/// Checks that the opcode and block references of a record of pages are possible. Adds the bits of
 /// the visibility map that it clears.
-pub(crate) fn check(record: &Record<'_>) -> Result<Clears, Fault> {
+pub(crate) fn check(record: &Record<'_>, clears: &mut Clears) -> Result<(), Fault> {
     match record.header.info & heap2::OPCODE_MASK {
-        heap2::NEW_CID => Ok(Clears::new()),
-        heap2::VISIBLE => check_visible(record).map(|()| Clears::new()),
+        heap2::NEW_CID => Ok(()),
+        heap2::VISIBLE => check_visible(record),
         opcode => {
             heap::check_heap_block(record, opcode == heap2::MULTI_INSERT)?;
-            clears(record)
+            add_clears(record, clears)
         }
     }
 }
@@ -61,9 +61,8 @@ fn check_visible(record: &Record<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The bits of the visibility map that the record clears.
-pub(crate) fn clears(record: &Record<'_>) -> Result<Clears, Fault> {
-    let mut clears = Clears::new();
+/// Adds the bits of the visibility map that the record clears.
+pub(crate) fn add_clears(record: &Record<'_>, clears: &mut Clears) -> Result<(), Fault> {
     let main = record.main_data;
     let bits = match record.header.info & heap2::OPCODE_MASK {
         heap2::MULTI_INSERT => {
@@ -79,7 +78,7 @@ pub(crate) fn clears(record: &Record<'_>) -> Result<Clears, Fault> {
     if bits != 0 {
         clears.push((heap::block_0(record)?.page.block, bits));
     }
-    Ok(clears)
+    Ok(())
 }
 
 /// Changes a heap page that needs it. VISIBLE is not here: its two pages have LSN rules of their

@@ -51,6 +51,7 @@ mod xlog;
 
 pub use commit_ts::CommitTsChange;
 pub use freespace::free_space_page;
+pub use heap::likely_item;
 pub use loose::Loose;
 pub use multixact::MultiXactChange;
 pub use redo::{page_need, redo_page};
@@ -124,15 +125,37 @@ pub enum PageNeed {
     IfExists,
 }
 
-/// What became of a page.
+/// What became of a page. One word: it goes through many hands, once for each change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageOutcome {
+pub struct PageOutcome(u32);
+
+impl PageOutcome {
+    const CHANGED: u32 = 1 << 16;
+    const MISSING: Self = Self(1 << 17);
+    const HAS_FREE_SPACE: u32 = 1 << 18;
+
+    fn new(changed: bool, free_space: Option<u16>) -> Self {
+        let free_space = free_space.map(|bytes| Self::HAS_FREE_SPACE | u32::from(bytes));
+        Self(free_space.unwrap_or(0) | if changed { Self::CHANGED } else { 0 })
+    }
+
     /// Its bytes were changed.
-    pub changed: bool,
+    #[must_use]
+    pub const fn changed(self) -> bool {
+        self.0 & Self::CHANGED != 0
+    }
+
     /// It was all zero where the record expects a page: an entry for the table of invalid pages.
-    pub missing: bool,
+    #[must_use]
+    pub const fn missing(self) -> bool {
+        self.0 & Self::MISSING.0 != 0
+    }
+
     /// The heap page's free space in bytes, to be told to the free space map's page.
-    pub free_space: Option<u16>,
+    #[must_use]
+    pub const fn free_space(self) -> Option<u16> {
+        if self.0 & Self::HAS_FREE_SPACE == 0 { None } else { Some(self.0 as u16) }
+    }
 }
 
 /// Bits of a transaction's status in `pg_xact`.

@@ -56,7 +56,7 @@ pub fn redo_page(
     loose: &mut Loose,
     context: &RedoContext,
 ) -> Result<PageOutcome, RedoError> {
-    let changed = |changed| Ok(PageOutcome { changed, ..PageOutcome::default() });
+    let changed = |changed| Ok(PageOutcome::new(changed, None));
     let outcome = match change {
         PageChange::Block(index) => match record.blocks.get(usize::from(index)) {
             Some(block) => redo_block(record, block, page, loose, context),
@@ -114,7 +114,7 @@ fn redo_block(
             loose.reset();
             page.fill(0);
         } else if page::is_new(page) && !map {
-            return Ok(PageOutcome { missing: true, ..PageOutcome::default() });
+            return Ok(PageOutcome::MISSING);
         }
         if !block.will_init && record.end <= page::lsn(page) {
             changed = false;
@@ -129,7 +129,7 @@ fn redo_block(
         }
     };
     let free_space = free_space(record, block, page, loose, action);
-    Ok(PageOutcome { changed, missing: false, free_space })
+    Ok(PageOutcome::new(changed, free_space))
 }
 
 /// Calls the handler of the record's resource manager and stamps the page. Says whether the page
@@ -261,7 +261,7 @@ mod tests {
             page::set_lsn(&mut page, lsn);
             let outcome =
                 redo_page(&insert, change, map_page, &mut page, &mut Loose::default(), &context());
-            assert_eq!(outcome.expect("sound").changed, changes, "a page as of {lsn}");
+            assert_eq!(outcome.expect("sound").changed(), changes, "a page as of {lsn}");
         }
     }
 
@@ -271,7 +271,7 @@ mod tests {
         let blocks = [block(0, HEAP, &[])];
         let delete = record(RmgrId::HEAP, heap_records::DELETE, &main, &blocks);
         let mut page = heap_page(2);
-        assert!(redo(&delete, 0, &mut page).expect("sound").changed);
+        assert!(redo(&delete, 0, &mut page).expect("sound").changed());
         assert_eq!((page::lsn(&page), page::prune_xid(&page)), (END, XID));
         let deleted = tuple(&page, 1);
         assert_eq!((deleted.xmax, deleted.infomask2), (TransactionId(9), 0x2000));
@@ -287,7 +287,7 @@ mod tests {
         let blocks = [block(0, HEAP, &[])];
         let confirm = record(RmgrId::HEAP, heap_records::CONFIRM, &[1, 0], &blocks);
         let outcome = redo(&confirm, 0, &mut [0; BLOCK_SIZE]).expect("no contradiction");
-        assert_eq!(outcome, PageOutcome { missing: true, ..PageOutcome::default() });
+        assert_eq!(outcome, PageOutcome::MISSING);
     }
 
     #[test]
@@ -304,7 +304,7 @@ mod tests {
         let fpi = record(RmgrId::XLOG, walfmt::rmgr::xlog::FPI, &[], &blocks);
         let mut page = heap_page(1);
         page::set_lsn(&mut page, Lsn(u64::MAX));
-        assert!(redo(&fpi, 0, &mut page).expect("sound").changed);
+        assert!(redo(&fpi, 0, &mut page).expect("sound").changed());
         assert_eq!((page::lsn(&page), page::max_offset(&page)), (END, 3));
         assert_eq!(page_need(&fpi, PageChange::Block(0)), PageNeed::Nothing);
 
@@ -383,10 +383,10 @@ mod tests {
         assert_eq!(page_need(&visible, PageChange::Block(0)), PageNeed::ExistingOrZero);
 
         let mut map_page = [0; BLOCK_SIZE];
-        assert!(redo(&visible, 0, &mut map_page).expect("sound").changed);
+        assert!(redo(&visible, 0, &mut map_page).expect("sound").changed());
         assert_eq!((page::lsn(&map_page), map_page[25]), (END, 0b11_0000));
         page::set_lsn(&mut map_page, Lsn(1));
-        assert!(!redo(&visible, 0, &mut map_page).expect("sound").changed);
+        assert!(!redo(&visible, 0, &mut map_page).expect("sound").changed());
         assert_eq!(page::lsn(&map_page), Lsn(1), "no bit changed");
 
         for (hint_bits_are_logged, lsn) in [(true, END), (false, Lsn(0x800))] {
@@ -396,7 +396,7 @@ mod tests {
             let outcome =
                 redo_page(&visible, change, HEAP, &mut page, &mut Loose::default(), &context)
                     .expect("sound");
-            assert_eq!(outcome.free_space, Some(8192 - 24 - 4 - 32 - 4));
+            assert_eq!(outcome.free_space(), Some(8192 - 24 - 4 - 32 - 4));
             assert_eq!((page::lsn(&page), page::flags(&page)), (lsn, PD_ALL_VISIBLE));
         }
     }
@@ -408,7 +408,7 @@ mod tests {
         let delete = record(RmgrId::HEAP, heap_records::DELETE, &main, &blocks);
         let mut map = [0; BLOCK_SIZE];
         visibilitymap::set(&mut map, 6, 3, Lsn(1));
-        assert!(redo(&delete, 1, &mut map).expect("sound").changed);
+        assert!(redo(&delete, 1, &mut map).expect("sound").changed());
         assert_eq!((page::lsn(&map), map[25]), (END, 0));
     }
 
@@ -421,7 +421,7 @@ mod tests {
             let blocks = [block(0, HEAP, &data)];
             let main = [2, 0, 0];
             let insert = record(RmgrId::HEAP, heap_records::INSERT, &main, &blocks);
-            redo(&insert, 0, &mut page).map(|outcome| outcome.free_space)
+            redo(&insert, 0, &mut page).map(PageOutcome::free_space)
         };
         assert_eq!(insert(24 + 1637).expect("room"), Some(1637));
         assert_eq!(insert(24 + 1638).expect("room"), None);
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(page_need(&log, PageChange::Block(0)), PageNeed::Nothing);
         let mut page = heap_page(9);
         page::set_lsn(&mut page, Lsn(u64::MAX));
-        assert!(redo(&log, 0, &mut page).expect("sound").changed);
+        assert!(redo(&log, 0, &mut page).expect("sound").changed());
         assert_eq!((page::lsn(&page), page::max_offset(&page)), (END, 1));
         assert_eq!(page::item(&page, 1).expect("the row"), &main[12..]);
         assert_eq!(page[BLOCK_SIZE - 8..], [0x17, 0x17, 0, 0, 0, 0, 0, 0]);
@@ -453,7 +453,7 @@ mod tests {
         let generic = record(RmgrId::GENERIC, 0, &[], &blocks);
         let mut page = heap_page(1);
         page[100] = 9; // unused
-        assert!(redo(&generic, 0, &mut page).expect("sound").changed);
+        assert!(redo(&generic, 0, &mut page).expect("sound").changed());
         assert_eq!((page::lsn(&page), page[100]), (END, 0));
         assert_eq!((&page[24..26], &page[BLOCK_SIZE - 2..]), (&[7, 8][..], &[5, 6][..]));
 

@@ -40,28 +40,31 @@ pub fn route<A: PageAccess>(
     context: &RedoContext,
     access: &mut A,
 ) -> Result<(), RouteError<A::Error>> {
-    if let Some(clears) = check_pages(record).map_err(|fault| fault.of(record))? {
+    let mut clears = Clears::new();
+    if check_pages(record, &mut clears).map_err(|fault| fault.of(record))? {
         return change_pages(record, &clears, access).map_err(RouteError::Access);
     }
     let effect = Effect::read(record, context).map_err(|fault| fault.of(record))?;
-    change_pages(record, &Clears::new(), access)
+    change_pages(record, &clears, access)
         .and_then(|()| apply(record, &effect, access))
         .map_err(RouteError::Access)
 }
 
-/// Checks a record that has no effect but on pages, as nearly all have; nothing for others. Gives
+/// Checks a record that has no effect but on pages, as nearly all have; says whether it is one. Adds
 /// the bits of the visibility map that it clears on pages it does not refer to.
-fn check_pages(record: &Record<'_>) -> Result<Option<Clears>, Fault> {
-    let clears = match record.header.rmgr {
-        RmgrId::HEAP => heap::check(record)?,
-        RmgrId::HEAP2 if !heap2::is_rewrite(record) => heap2::check(record)?,
-        RmgrId::BTREE => btree::check(record).map(|()| Clears::new())?,
-        RmgrId::SEQUENCE => sequence::check(record).map(|()| Clears::new())?,
-        RmgrId::GENERIC => generic::check(record).map(|()| Clears::new())?,
-        _ => return Ok(None),
-    };
-    let refers_to_map = record.blocks.iter().any(|block| heap::is_registered_map(record, block));
-    Ok(Some(if refers_to_map { Clears::new() } else { clears }))
+fn check_pages(record: &Record<'_>, clears: &mut Clears) -> Result<bool, Fault> {
+    match record.header.rmgr {
+        RmgrId::HEAP => heap::check(record, clears)?,
+        RmgrId::HEAP2 if !heap2::is_rewrite(record) => heap2::check(record, clears)?,
+        RmgrId::BTREE => btree::check(record)?,
+        RmgrId::SEQUENCE => sequence::check(record)?,
+        RmgrId::GENERIC => generic::check(record)?,
+        _ => return Ok(false),
+    }
+    if record.blocks.iter().any(|block| heap::is_registered_map(record, block)) {
+        clears.clear();
+    }
+    Ok(true)
 }
 
 /// What a record does beside changing the pages of its block references.

@@ -235,7 +235,7 @@ impl Greeting {
     }
 
     fn decode(cursor: &mut Cursor<'_>) -> Result<Self, DecodeError> {
-        let found: [u8; 8] = cursor.array("magic")?;
+        let found: [u8; 8] = *cursor.array("magic")?;
         if found != MAGIC {
             return Err(DecodeError::Magic { found });
         }

@@ -116,6 +116,7 @@ impl<'a> TupleImage<'a> {
     ///
     /// # Errors
     /// [`CursorError`] if not even its header is there.
+    #[inline]
     pub fn read(cursor: &mut Cursor<'a>) -> Result<Self, CursorError> {
         let infomask2 = cursor.u16("t_infomask2")?;
         let infomask = cursor.u16("t_infomask")?;
@@ -139,6 +140,7 @@ impl Insert {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         Ok(Self { offnum: cursor.u16("offnum")?, flags: cursor.u8("flags")? })
@@ -165,6 +167,7 @@ impl<'a> Delete<'a> {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(main_data: &'a [u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         let mut delete = Self {
@@ -205,6 +208,7 @@ impl<'a> Update<'a> {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(main_data: &'a [u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         let mut update = Self {
@@ -240,6 +244,7 @@ impl<'a> UpdatedTuple<'a> {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(block_data: &'a [u8], flags: u8) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(block_data);
         let mut length = |flag: u8, field| {
@@ -270,6 +275,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         Ok(Self {
@@ -308,6 +314,7 @@ impl Truncate {
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
+    #[inline]
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         let database = cursor.u32("dbId")?;

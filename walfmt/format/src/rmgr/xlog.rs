@@ -281,10 +281,10 @@ impl Change {
         let mut cursor = Cursor::new(record.main_data);
         Ok(match record.header.opcode() {
             CHECKPOINT_SHUTDOWN => {
-                Self::CheckpointShutdown(CheckPoint::from_bytes(&cursor.array("CheckPoint")?))
+                Self::CheckpointShutdown(CheckPoint::from_bytes(cursor.array("CheckPoint")?))
             }
             CHECKPOINT_ONLINE => {
-                Self::CheckpointOnline(CheckPoint::from_bytes(&cursor.array("CheckPoint")?))
+                Self::CheckpointOnline(CheckPoint::from_bytes(cursor.array("CheckPoint")?))
             }
             NOOP | FPI | FPI_FOR_HINT => Self::Noop,
             NEXTOID => Self::NextOid(cursor.u32("nextOid")?),
