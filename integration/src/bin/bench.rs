@@ -113,6 +113,11 @@ fn replay(arguments: &ReplayArguments) -> Result<()> {
             arguments.cache_megabytes,
             arguments.workers,
         );
+        if !workload.is_compared {
+            material.restart_points(&scratch, arguments)?;
+            material.kill(&scratch, arguments)?;
+            continue;
+        }
         let (mut theirs, mut ours) = (Vec::new(), Vec::new());
         for run in 1..=arguments.runs {
             if !arguments.alone {
@@ -135,22 +140,25 @@ fn replay(arguments: &ReplayArguments) -> Result<()> {
         let durable = postgresql / median(&ours, |run| run.durable);
         println!("RATIO applied {} {applied:.2}", workload.name);
         println!("RATIO durable {} {durable:.2}", workload.name);
-        material.interruptions(&scratch, arguments)?;
+        material.kill(&scratch, arguments)?;
     }
     Ok(())
 }
 
 struct Workload {
     name: &'static str,
+    /// Whether both sides replay it in turn; if not, it is for interruptions.
+    is_compared: bool,
     /// Before the base backup.
     prepare: fn(&Cluster, &ReplayArguments) -> Result<()>,
     /// What is replayed.
     run: fn(&Scratch, &Cluster, &ReplayArguments) -> Result<()>,
 }
 
-const WORKLOADS: [Workload; 3] = [
+const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "tpcb",
+        is_compared: true,
         prepare: |leader, arguments| leader.pgbench_init(arguments.scale, &[]),
         run: |_, leader, arguments| {
             let transactions = (arguments.scale * 3000).to_string();
@@ -160,6 +168,7 @@ const WORKLOADS: [Workload; 3] = [
     },
     Workload {
         name: "bulk",
+        is_compared: true,
         prepare: |_, _| Ok(()),
         run: |_, leader, arguments| {
             let script = BULK.replace("ROWS", &(arguments.scale * 100_000).to_string());
@@ -169,6 +178,7 @@ const WORKLOADS: [Workload; 3] = [
     },
     Workload {
         name: "mixed",
+        is_compared: true,
         prepare: |leader, arguments| {
             leader
                 .sql(&MIXED_TABLES.replace("ROWS", &(arguments.scale * 30_000).to_string()))
@@ -193,6 +203,25 @@ const WORKLOADS: [Workload; 3] = [
                 script,
             ];
             leader.pgbench_run(&load).map(drop)
+        },
+    },
+    Workload {
+        name: "checkpoints",
+        is_compared: false,
+        prepare: |leader, arguments| leader.pgbench_init(arguments.scale, &[]),
+        run: |_, leader, arguments| {
+            // As in TPC-B, half as much, but for a checkpoint every tenth of the way, while it runs.
+            let transactions = (arguments.scale * 150).to_string();
+            let load = ["-n", "-M", "prepared", "-c", "8", "-t", &transactions];
+            for _ in 0..10 {
+                thread::scope(|scope| {
+                    let loading = scope.spawn(|| leader.pgbench_run(&load));
+                    thread::sleep(Duration::from_millis(300));
+                    leader.sql("checkpoint")?;
+                    loading.join().expect("did not panic").map(drop)
+                })?;
+            }
+            Ok(())
         },
     },
 ];
@@ -409,23 +438,33 @@ impl Material {
         })
     }
 
-    /// What restart points and a kill at full load cost.
-    fn interruptions(&self, scratch: &Scratch, arguments: &ReplayArguments) -> Result<()> {
-        let often = [("store".to_owned(), "restart_point_interval".to_owned(), "500ms".into())];
-        let mut agent = self.agent(scratch, arguments, &often)?;
-        agent.spawn()?;
-        let line = self.wait_caught_up(&agent)?;
-        let log = fs::read_to_string(agent.log_path())?;
-        println!(
-            "  with a restart point every 500 ms: {} of them, applied in {:.2} s, longest pause {:.0} ms",
-            log.matches("restart point").count(),
-            field(&line, "seconds")?,
-            1000.0 * field(&line, "longest_pause")?,
-        );
-        agent.stop()?;
-        self.remove(&agent)?;
+    /// What restart points cost: as rarely as it is usual, and as often as the leader's checkpoints
+    /// allow.
+    fn restart_points(&self, scratch: &Scratch, arguments: &ReplayArguments) -> Result<()> {
+        for interval in ["1h", "100ms"] {
+            let interval =
+                ("store".to_owned(), "restart_point_interval".to_owned(), interval.into());
+            let mut agent = self.agent(scratch, arguments, &[interval])?;
+            agent.spawn()?;
+            let line = self.wait_caught_up(&agent)?;
+            let log = fs::read_to_string(agent.log_path())?;
+            let (before, _) = log.split_once("caught up with the archive").context("the end")?;
+            println!(
+                "  {} restart points on the way: applied in {:.2} s, longest pause {:.0} ms",
+                before.matches("restart point").count(),
+                field(&line, "seconds")?,
+                1000.0 * field(&line, "longest_pause")?,
+            );
+            agent.stop()?;
+            self.remove(&agent)?;
+        }
+        Ok(())
+    }
 
-        let mut agent = self.agent(scratch, arguments, &[])?;
+    /// What a kill at full load costs.
+    fn kill(&self, scratch: &Scratch, arguments: &ReplayArguments) -> Result<()> {
+        let often = ("store".to_owned(), "restart_point_interval".to_owned(), "100ms".into());
+        let mut agent = self.agent(scratch, arguments, &[often])?;
         agent.spawn()?;
         let half = self.from.advance(self.wal_bytes() / 2);
         agent.wait_for_position("replayed", half, PATIENCE)?;
@@ -434,7 +473,8 @@ impl Material {
         agent.spawn()?;
         agent.wait_for_position("replayed", half, PATIENCE)?;
         println!(
-            "  kill -9 behind half of it: half of it is replayed again after {:.2} s",
+            "  kill -9 behind half of it, while it replays: started again, it is behind half of it \
+             after {:.2} s",
             restarting.elapsed().as_secs_f64()
         );
         agent.kill()?;
