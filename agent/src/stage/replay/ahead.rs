@@ -14,7 +14,7 @@ use walfmt::Lsn;
 use crate::trouble::{Kind, Trouble};
 
 /// Chunks under way, of 256 kB and a block each.
-const CHUNKS_AHEAD: usize = 4;
+const CHUNKS_AHEAD: usize = 16;
 
 pub(super) struct ReadAhead {
     /// Nothing while the thread is being ended.
