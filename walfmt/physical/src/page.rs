@@ -370,10 +370,16 @@ pub fn heap_free_space(page: &Page) -> u16 {
     heap_free_space_with(page, 0)
 }
 
+/// `PageGetFreeSpace`, with these bytes more between line pointers and items: room for one more item
+/// and its line pointer, however many there are.
+pub(crate) fn free_space_with(page: &Page, gain: u16) -> u16 {
+    let space = upper(page).saturating_add(gain).saturating_sub(walfmt::page::lower(page));
+    space.saturating_sub(ITEM_ID_SIZE as u16)
+}
+
 /// [`heap_free_space`], with these bytes more between line pointers and items.
 pub(crate) fn heap_free_space_with(page: &Page, gain: u16) -> u16 {
-    let space = upper(page).saturating_add(gain).saturating_sub(walfmt::page::lower(page));
-    let space = space.saturating_sub(ITEM_ID_SIZE as u16);
+    let space = free_space_with(page, gain);
     let count = max_offset(page);
     if count < HEAP_ITEMS_MAX {
         return space;

@@ -210,16 +210,10 @@ fn free_space(
         | (RmgrId::HEAP2, heap2_records::MULTI_INSERT, 0) => low(),
         (RmgrId::HEAP2, heap2_records::PRUNE | heap2_records::VACUUM, 0) => Some(heap_free_space()),
         (RmgrId::HEAP2, heap2_records::VISIBLE, 1) => {
-            Some(page_free_space(page) + loose.gain(page))
+            Some(page::free_space_with(page, loose.gain(page)))
         }
         _ => None,
     }
-}
-
-/// `PageGetFreeSpace`: room for one more item and its line pointer, however many there are.
-fn page_free_space(page: &Page) -> u16 {
-    let free = walfmt::page::upper(page).saturating_sub(walfmt::page::lower(page));
-    free.saturating_sub(walfmt::page::ITEM_ID_SIZE as u16)
 }
 
 #[cfg(test)]
