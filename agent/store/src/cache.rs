@@ -160,7 +160,7 @@ impl PageCache {
     /// The page as it may be written or compared.
     pub(crate) fn page_mut(&mut self, slot: usize) -> &mut Page {
         let page = self.frames.page_mut(slot);
-        if let Some(loose) = &mut self.loose[slot] {
+        if let Some(mut loose) = self.loose[slot].take() {
             loose.pack(page);
         }
         page
@@ -301,8 +301,12 @@ impl HugePages {
         // Kernels that do not know these, or are told not to: then it is slower, not wrong.
         let _ = map.advise_range(advice, piece.start, piece.len());
         let begun = Instant::now();
-        let _ = map.advise_range(Advice::PopulateWrite, piece.start, piece.len());
-        if ask && begun.elapsed() > Self::SLOW {
+        let populated = map.advise_range(Advice::PopulateWrite, piece.start, piece.len());
+        if populated.is_err() {
+            // The time it takes does not show here, so nothing is risked.
+            let _ = map.advise_range(Advice::NoHugePage, piece.start, piece.len());
+            self.pause = usize::MAX;
+        } else if ask && begun.elapsed() > Self::SLOW {
             self.pause = self.next_pause;
             self.next_pause = (2 * self.next_pause).min(Self::PAUSE_MAX);
         } else if ask {

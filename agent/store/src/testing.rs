@@ -537,10 +537,10 @@ impl Change {
             Self::Remove { path, .. } => {
                 names.insert(path.clone(), None);
             }
-            Self::Rename { from, to, .. } => {
-                if let Some(Some(node)) = names.insert(from.clone(), None) {
-                    names.insert(to.clone(), Some(node));
-                }
+            // What is renamed is a file, whatever else had its name before and came back.
+            Self::Rename { from, to, node, .. } => {
+                names.insert(from.clone(), None);
+                names.insert(to.clone(), Some(*node));
             }
         }
     }

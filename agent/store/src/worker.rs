@@ -258,7 +258,10 @@ impl Worker {
         let (page, kept) = self.parts.cache.loose_page_mut(slot);
         let loose = kept.as_deref_mut().unwrap_or(&mut self.loose);
         let outcome = redo_page(record, task.change, page_id, page, loose, &self.parts.context)
-            .map_err(|source| PageFault::Redo { page: page_id, source })?;
+            .map_err(|source| {
+                loose.reset(); // it may be the one for all pages
+                PageFault::Redo { page: page_id, source }
+            })?;
         if self.loose.is_loose() {
             *kept = Some(Box::new(std::mem::take(&mut self.loose)));
         }

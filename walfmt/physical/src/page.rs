@@ -136,6 +136,7 @@ pub(crate) fn set_heap_item(
     }
     set_item_id(page, item, ItemId::normal(offset, length as u16))?;
     let start = usize::from(offset);
+    clear_padding(page, start, length);
     Ok(start..start + length)
 }
 
@@ -188,7 +189,14 @@ fn reserve(
     put(page, place, id.to_raw()?.to_le_bytes());
     set_lower(page, new_lower);
     set_upper(page, offset);
+    clear_padding(page, offset, length);
     Ok(offset..offset + length)
+}
+
+/// Makes the last bytes that an item takes zeros. What a server leaves there is whatever was there
+/// before; here no page shall depend on when it was packed.
+fn clear_padding(page: &mut Page, offset: usize, length: usize) {
+    put(page, offset + max_align(length) - 8, [0; 8]);
 }
 
 /// Removes an item of an index page and closes both gaps, among the line pointers and among the

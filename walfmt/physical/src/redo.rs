@@ -142,6 +142,9 @@ fn redo_relation_page(
     context: &RedoContext,
 ) -> Result<bool, Fault> {
     let mut stamp = true;
+    if !matches!(record.header.rmgr, RmgrId::HEAP | RmgrId::HEAP2) {
+        loose.pack(page); // others may speak of places on the page
+    }
     match record.header.rmgr {
         RmgrId::HEAP => heap::redo(record, block, page, loose)?,
         RmgrId::HEAP2 if is_visible(record) => {
@@ -153,10 +156,7 @@ fn redo_relation_page(
         RmgrId::HEAP2 => heap2::redo(record, block, page, loose)?,
         RmgrId::BTREE => btree::redo(record, block, page).map_err(Fault::corrupt_by)?,
         RmgrId::SEQUENCE => sequence::redo(record, page)?,
-        RmgrId::GENERIC => {
-            loose.pack(page);
-            generic::redo(block, page)?;
-        }
+        RmgrId::GENERIC => generic::redo(block, page)?,
         RmgrId::XLOG => return Err(Fault::corrupt("no image to apply")),
         _ => return Err(Fault::Unsupported("pages of this resource manager")),
     }
