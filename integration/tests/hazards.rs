@@ -395,9 +395,12 @@ fn an_interrupted_promotion_is_asked_for_again() -> Result<()> {
     let mut config = pair.follower.config.clone();
     let slow = [("restart_point_interval", "1h".into()), ("workers", toml::Value::from(1))];
     config.more.extend(slow.map(|(key, value)| ("store".to_owned(), key.to_owned(), value)));
+    if let Some(store) = &mut config.store {
+        store.cache_bytes = "1MB".to_owned();
+    }
     pair.follower = Agent::new(&scratch, config)?;
     pair.follower.start()?;
-    pair.leader.pgbench_init(8, &[])?;
+    pair.leader.pgbench_init(16, &[])?;
     pair.catch_up(PATIENCE)?;
     let expected = digests_of(pair.leader.endpoint())?;
     pair.follower.kill()?;

@@ -126,7 +126,7 @@ pub(crate) struct Worker {
     /// How many workers have met the marker of the restart point at hand, or of the next one.
     free_space_sent: usize,
     notes: Vec<Vec<FreeSpaceNote>>,
-    /// Notes of records that lie behind `given`. In order as far as they speak of the same page.
+    /// Notes of records that lie behind `given`. In order as far as they speak of the same heap page.
     early_notes: Vec<FreeSpaceNote>,
     /// The end of the last batch that came here.
     given: Lsn,
