@@ -16,7 +16,7 @@ use walfmt::page::{
     HEAP_XMAX_EXCL_LOCK, HEAP_XMAX_IS_MULTI, HEAP_XMAX_KEYSHR_LOCK, HEAP_XMAX_LOCK_ONLY,
     HeapTupleHeader, ItemPointer, PD_ALL_VISIBLE,
 };
-use walfmt::record::RECORD_HEADER_SIZE;
+use walfmt::record::RecordHeader;
 use walfmt::relation::{BlockNumber, ForkNumber, INVALID_BLOCK};
 use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::heap::{self, Delete, Insert, Lock, TupleImage, Update, UpdatedTuple};
@@ -40,16 +40,17 @@ pub(crate) type Clears = SmallVec<[(BlockNumber, u8); 2]>;
 #[inline]
 #[must_use]
 pub fn likely_item(record: &[u8]) -> Option<u16> {
-    let header = record.first_chunk::<RECORD_HEADER_SIZE>()?;
-    if header[17] != RmgrId::HEAP.0 {
+    let header = RecordHeader::from_bytes(record);
+    if header.rmgr != RmgrId::HEAP {
         return None;
     }
-    let main_size = match header[16] & heap::OPCODE_MASK {
+    // SizeOfHeapUpdate; SizeOfHeapDelete and SizeOfHeapLock.
+    let main_size = match header.info & heap::OPCODE_MASK {
         heap::UPDATE | heap::HOT_UPDATE => 14,
         heap::DELETE | heap::LOCK => 8,
         _ => return None,
     };
-    let length = walfmt::bytes::u32_at(header, 0) as usize;
+    let length = header.total_length as usize;
     // All of them begin with an xmax, and then the line pointer. Main data is last.
     Some(u16_at(record, length.checked_sub(main_size)? + 4))
 }
