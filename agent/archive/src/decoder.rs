@@ -20,6 +20,13 @@ impl Decoder {
         Self { context }
     }
 
+    /// From here on content checksums are stepped over.
+    pub(crate) fn ignore_checksums(&mut self) {
+        self.context
+            .set_parameter(DParameter::ForceIgnoreChecksum(true))
+            .expect("the zstd library can always ignore checksums between frames");
+    }
+
     /// Forgets the frame that was begun.
     pub(crate) fn reset(&mut self) {
         self.context
@@ -28,7 +35,7 @@ impl Decoder {
     }
 
     /// Decodes one whole piece and appends its content, at most `room` bytes, to `out`. The
-    /// library checks the content checksum when a frame ends. After an error the decoder must be
+    /// library checks the content checksum when a frame ends, unless told not to. After an error the decoder must be
     /// reset; `out` is as before.
     pub(crate) fn decode(
         &mut self,

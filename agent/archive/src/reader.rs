@@ -39,6 +39,8 @@ pub struct ArchiveReader {
     /// A piece decoded beyond the caller's bound.
     ahead: Option<Pending>,
     handed_out: bool,
+    /// See [`ArchiveReader::for_records`].
+    for_records: bool,
 }
 
 /// WAL from the archive.
@@ -53,7 +55,8 @@ pub struct Chunk<'a> {
     /// The WAL.
     pub wal: &'a [u8],
     /// The whole blocks of the file that hold exactly this WAL, or nothing when the reader was
-    /// opened in the middle of this frame: a copy of them would lack what they refer to.
+    /// opened in the middle of this frame (a copy of them would lack what they refer to) or
+    /// [for records](ArchiveReader::for_records).
     pub file_bytes: Option<&'a [u8]>,
     /// Whether `file_bytes` begin with a frame header.
     pub begins_frame: bool,
@@ -105,7 +108,19 @@ impl ArchiveReader {
             chunk: Pending::default(),
             ahead: None,
             handed_out: false,
+            for_records: false,
         })
+    }
+
+    /// For a caller that holds every record's CRC against what it reads, as a
+    /// [`walfmt::RecordStream`] does. The checksums of frames would say the same a second time and
+    /// are not verified. Chunks come without the file's bytes, and as large as a frame: so they
+    /// begin and end with WAL pages, except at the tip and where a writer was restarted.
+    #[must_use]
+    pub fn for_records(mut self) -> Self {
+        self.decoder.ignore_checksums();
+        self.for_records = true;
+        self
     }
 
     /// The timeline that is read.
@@ -124,7 +139,7 @@ impl ArchiveReader {
         if let Some(ahead) = self.ahead.take_if(|ahead| ahead.end() <= bound) {
             self.chunk = ahead;
         }
-        while self.ahead.is_none() && !self.chunk.ends_frame && !self.chunk.is_full() {
+        while self.ahead.is_none() && !self.chunk.ends_frame && !self.is_full() {
             if !self.step(bound)? {
                 break;
             }
@@ -133,7 +148,8 @@ impl ArchiveReader {
             return Ok(None);
         }
         self.handed_out = true;
-        let (copyable, chunk) = (self.copyable, &self.chunk);
+        let copyable = self.copyable && !self.for_records;
+        let chunk = &self.chunk;
         Ok(Some(Chunk {
             segment: self.archive.name(self.timeline, self.segment),
             start: chunk.start,
@@ -224,7 +240,9 @@ impl ArchiveReader {
             }
             target.any = true;
             target.ends_frame = piece.ends_frame;
-            target.file_bytes.extend_from_slice(bytes);
+            if !self.for_records {
+                target.file_bytes.extend_from_slice(bytes);
+            }
             if beyond {
                 self.ahead = Some(alone);
             }
@@ -270,6 +288,11 @@ impl ArchiveReader {
         Ok(true)
     }
 
+    fn is_full(&self) -> bool {
+        // A frame is never much larger.
+        !self.for_records && self.chunk.wal.len() >= CHUNK_WAL_BYTES
+    }
+
     fn in_frame(&self) -> bool {
         self.pieces.as_ref().is_some_and(Pieces::in_frame)
     }
@@ -293,10 +316,6 @@ impl ArchiveReader {
 impl Pending {
     fn end(&self) -> Lsn {
         self.start.advance(self.wal.len() as u64)
-    }
-
-    fn is_full(&self) -> bool {
-        self.wal.len() >= CHUNK_WAL_BYTES
     }
 
     fn clear(&mut self) {

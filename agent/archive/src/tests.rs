@@ -271,6 +271,34 @@ fn a_frame_may_end_after_the_last_byte_of_its_segment() {
     assert!(files.content(&path).expect("a file") == copied);
 }
 
+/// For who checks records: all WAL, whatever checksums say, in chunks that end with frames.
+#[test]
+fn reading_for_records_steps_over_checksums() {
+    let sample = Sample::new();
+    let first_end = sample.pieces.iter().find(|p| p.piece.ends_frame).expect("two frames");
+    let mut file = sample.file.clone();
+    file[first_end.at + first_end.piece.len - 1] ^= 1;
+    let end = Sample::START.advance(sample.wal.len() as u64);
+    for (file, is_damaged) in [(&sample.file, false), (&file, true)] {
+        let archive = Sample::finished_archive(file);
+        let checked = read(&archive, Sample::START, end);
+        assert_eq!(checked.is_err(), is_damaged, "the control");
+        for skipped in [0, 5, 1_000_000, 1_500_000] {
+            let start = Sample::START.advance(skipped);
+            let reader = ArchiveReader::open(&archive, TIMELINE, start).expect("opened");
+            let (mut reader, mut wal, mut chunks) = (reader.for_records(), Vec::new(), 0);
+            while let Some(chunk) = reader.next(end).expect("read") {
+                assert_eq!(chunk.start, start.advance(wal.len() as u64));
+                assert!(chunk.file_bytes.is_none() && chunk.ends_frame && !chunk.begins_frame);
+                wal.extend_from_slice(chunk.wal);
+                chunks += 1;
+            }
+            assert!(wal == sample.wal[skipped as usize..]);
+            assert_eq!(chunks, if skipped > MB { 1 } else { 2 });
+        }
+    }
+}
+
 #[test]
 fn damage_in_the_last_file_is_reported_or_cut_never_passed_on() {
     let sample = Sample::new();

@@ -85,14 +85,21 @@ impl RecordHeader {
     };
 
     /// Reads a header. Nothing is checked; fewer than 24 bytes read as if zeros followed.
+    #[inline]
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut header = [0; RECORD_HEADER_SIZE];
         match bytes.first_chunk() {
-            Some(whole) => header = *whole,
-            None => header[..bytes.len()].copy_from_slice(bytes),
+            Some(whole) => Self::from_whole(whole),
+            None => {
+                let mut padded = [0; RECORD_HEADER_SIZE];
+                padded[..bytes.len()].copy_from_slice(bytes);
+                Self::from_whole(&padded)
+            }
         }
-        let bytes = &header;
+    }
+
+    #[inline]
+    fn from_whole(bytes: &[u8; RECORD_HEADER_SIZE]) -> Self {
         Self {
             total_length: u32_at(bytes, 0),
             xid: TransactionId(u32_at(bytes, 4)),
@@ -252,19 +259,26 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// [`DecodeError`] if the contents contradict themselves; the record is then undefined.
+    #[inline]
     pub fn read(&mut self, raw: &RawRecord<'a>, version: &Version) -> Result<(), DecodeError> {
+        // Apart from the rest, so that in the caller these are values at hand: copied from memory
+        // they would wait for what was just written there in parts.
         (self.start, self.end, self.header) = (raw.start, raw.end, raw.header);
+        self.read_body(raw.bytes, version)
+    }
+
+    fn read_body(&mut self, bytes: &'a [u8], version: &Version) -> Result<(), DecodeError> {
         (self.origin, self.toplevel_xid) = (0, TransactionId::INVALID);
         self.blocks.clear();
         let mut announced = 0_usize; // bytes of images and data that the headers so far speak of
         let mut main_length = 0_usize;
-        let mut cursor = Cursor::new(raw.bytes.get(RECORD_HEADER_SIZE..).unwrap_or_default());
+        let mut cursor = Cursor::new(bytes.get(RECORD_HEADER_SIZE..).unwrap_or_default());
 
         while cursor.rest().len() > announced {
             let id = cursor.u8("block id")?;
             match id {
                 0..=BLOCK_ID_MAX => {
-                    announced += self.read_block_header(&mut cursor, id, raw.bytes, version)?;
+                    announced += self.read_block_header(&mut cursor, id, bytes, version)?;
                 }
                 BLOCK_ID_ORIGIN => self.origin = cursor.u16("origin")?,
                 BLOCK_ID_TOPLEVEL_XID => {

@@ -303,6 +303,19 @@ impl RecordStream {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// [`RecordStream::push`] of a whole buffer; gives an emptied one back. Nothing is copied if
+    /// the stream is done with what was pushed before, as it is at a page's end.
+    pub fn push_buffer(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
+        if self.position < self.pushed_end() {
+            self.push(&bytes);
+        } else {
+            self.buffer_start = self.pushed_end();
+            std::mem::swap(&mut self.buffer, &mut bytes);
+        }
+        bytes.clear();
+        bytes
+    }
+
     /// Forgets all that was pushed after the last whole record. What was read at a live tip may
     /// have been rewritten since; the next pushed byte belongs at [`RecordStream::record_end`].
     pub fn rewind(&mut self) {

@@ -14,6 +14,8 @@ fn read_in_any_cut(wal: &Wal) -> Outcome {
     let whole = wal.read();
     for cuts in [&[1][..], &[3, 4093, 1, 24], &[WAL_PAGE_SIZE]] {
         assert_eq!(Outcome::of(&mut wal.stream(), &wal.bytes, cuts), whole, "cuts {cuts:?}");
+        let of_buffers = Outcome::of_buffers(&mut wal.stream(), &wal.bytes, cuts);
+        assert_eq!(of_buffers, whole, "buffers, cuts {cuts:?}");
     }
     whole
 }

@@ -287,6 +287,22 @@ impl Outcome {
         outcome
     }
 
+    /// The same with buffers, which the stream takes over.
+    pub fn of_buffers(stream: &mut RecordStream, mut bytes: &[u8], cuts: &[usize]) -> Self {
+        let mut outcome = Self { records: Vec::new(), stop: None };
+        for &cut in cuts.iter().cycle() {
+            let (piece, rest) = bytes.split_at(cut.min(bytes.len()));
+            bytes = rest;
+            let end = stream.pushed_end().advance(piece.len() as u64);
+            assert_eq!(stream.push_buffer(piece.to_vec()), []);
+            assert_eq!(stream.pushed_end(), end);
+            if outcome.poll_all(stream) || bytes.is_empty() {
+                return outcome;
+            }
+        }
+        outcome
+    }
+
     fn poll_all(&mut self, stream: &mut RecordStream) -> bool {
         loop {
             match stream.poll() {
