@@ -9,6 +9,7 @@
 //!
 //! Rules: `src/backend/access/nbtree/nbtxlog.c`; posting lists, `nbtdedup.c`.
 
+use smallvec::SmallVec;
 use walfmt::bytes::{put, u16_at, u32_at};
 use walfmt::cursor::{Cursor, CursorError};
 use walfmt::page::{INDEX_SIZE_MASK, ITEM_ID_SIZE};
@@ -331,7 +332,7 @@ fn insert_into_posting(record: &Record<'_>, block: &BlockReference<'_>, page: &m
     let insert = Insert::read(record.main_data)?;
     let mut cursor = Cursor::new(block.data);
     let posting_offset = cursor.u16("postingoff")?;
-    let mut new_tuple = cursor.rest().to_vec();
+    let mut new_tuple: SmallVec<[u8; 256]> = SmallVec::from_slice(cursor.rest());
     let posting = page::item_mut(page, insert.item.wrapping_sub(1))?;
     swap_posting(&mut new_tuple, posting, posting_offset.into())?;
     Ok(page::add_item(page, insert.item, &new_tuple)?)
@@ -415,6 +416,7 @@ fn dedup(record: &Record<'_>, block: &BlockReference<'_>, page: &mut Page) -> Re
         new.add(page::item(&old, P_HIKEY)?)?;
     }
     let count = page::max_offset(&old);
+    let mut addresses = Vec::with_capacity(ITEM_SIZE_MAX);
     while item <= count {
         let base = IndexTuple::read(page::item(&old, item)?)?;
         let Some(interval) = intervals.next_if(|interval| interval.first_item == item) else {
@@ -432,7 +434,7 @@ fn dedup(record: &Record<'_>, block: &BlockReference<'_>, page: &mut Page) -> Re
             Some(_) => posting_list(base)?.start,
             None => base.size(),
         };
-        let mut addresses = Vec::with_capacity(ITEM_SIZE_MAX);
+        addresses.clear();
         for _ in 0..interval.items {
             append_addresses(IndexTuple::read(page::item(&old, item)?)?, &mut addresses)?;
             item += 1;
@@ -479,7 +481,7 @@ fn delete(deletion: Deletion, block: &BlockReference<'_>, page: &mut Page) -> Re
         let shorter = shorten_posting(IndexTuple::read(page::item(page, item)?)?, positions)?;
         page::overwrite_item(page, item, &shorter)?;
     }
-    let deleted: smallvec::SmallVec<[u16; 64]> = items.deleted.iter().collect();
+    let deleted: SmallVec<[u16; 64]> = items.deleted.iter().collect();
     page::delete_items(page, &deleted)?;
     Opaque::change(page, |opaque| opaque.flags &= !BTP_HAS_GARBAGE)
 }
@@ -587,7 +589,7 @@ impl Appender<'_> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use smallvec::SmallVec;
+
     use walfmt::record::RecordHeader;
     use walfmt::relation::PageId;
     use walfmt::rmgr::RmgrId;

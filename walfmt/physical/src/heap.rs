@@ -16,7 +16,6 @@ use walfmt::page::{
     HEAP_XMAX_EXCL_LOCK, HEAP_XMAX_IS_MULTI, HEAP_XMAX_KEYSHR_LOCK, HEAP_XMAX_LOCK_ONLY,
     HeapTupleHeader, ItemPointer, PD_ALL_VISIBLE,
 };
-use walfmt::record::RecordHeader;
 use walfmt::relation::{BlockNumber, ForkNumber, INVALID_BLOCK};
 use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::heap::{self, Delete, Insert, Lock, TupleImage, Update, UpdatedTuple};
@@ -33,27 +32,6 @@ const MOVED_PARTITIONS_OFFSET: u16 = 0xFFFD;
 
 /// Bits of the visibility map that a record clears: of which heap block, and which.
 pub(crate) type Clears = SmallVec<[(BlockNumber, u8); 2]>;
-
-/// The line pointer that a record of an existing tuple speaks of, found in passing: for whoever wants
-/// to bring it near before the record's turn. `record` begins with the record's bytes. A guess: it is
-/// wrong where the record carries more than it must (`wal_level = logical`).
-#[inline]
-#[must_use]
-pub fn likely_item(record: &[u8]) -> Option<u16> {
-    let header = RecordHeader::from_bytes(record);
-    if header.rmgr != RmgrId::HEAP {
-        return None;
-    }
-    // SizeOfHeapUpdate; SizeOfHeapDelete and SizeOfHeapLock.
-    let main_size = match header.info & heap::OPCODE_MASK {
-        heap::UPDATE | heap::HOT_UPDATE => 14,
-        heap::DELETE | heap::LOCK => 8,
-        _ => return None,
-    };
-    let length = header.total_length as usize;
-    // All of them begin with an xmax, and then the line pointer. Main data is last.
-    Some(u16_at(record, length.checked_sub(main_size)? + 4))
-}
 
 /// Checks that a record's opcode and block references are possible. Adds the bits of the visibility
 /// map that it clears.

@@ -51,10 +51,9 @@ mod xlog;
 
 pub use commit_ts::CommitTsChange;
 pub use freespace::free_space_page;
-pub use heap::likely_item;
 pub use loose::Loose;
 pub use multixact::MultiXactChange;
-pub use redo::{page_need, redo_page};
+pub use redo::{likely_item, page_need, redo_page};
 pub use replication_origin::OriginChange;
 pub use route::{RouteError, route};
 

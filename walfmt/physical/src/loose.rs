@@ -33,17 +33,18 @@ use crate::page::{self, Packing};
 const GAPS_MAX: usize = 64;
 
 /// What is still to be done to a page; the default is nothing. Whoever keeps the page keeps it
-/// beside it.
+/// beside it: mostly one line of the processor's cache.
 #[derive(Clone, Debug, Default)]
+#[repr(align(64))]
 pub struct Loose {
     /// Whether there is anything.
     is_loose: bool,
     /// What all items take together in bytes, padding included.
     stored: u16,
     /// Places without items, of which there may be more.
-    gaps: SmallVec<[Gap; 8]>,
+    gaps: SmallVec<[Gap; 6]>,
     /// The items put since the page was pruned, as they came.
-    since: SmallVec<[u16; 16]>,
+    since: SmallVec<[u16; 8]>,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,10 @@
 //!
 //! Rules: `XLogReadBufferForRedoExtended` in `src/backend/access/transam/xlogutils.c`.
 
+use walfmt::bytes::u16_at;
+use walfmt::record::RecordHeader;
 use walfmt::relation::{BLOCK_SIZE, PageId};
+use walfmt::rmgr::btree as btree_records;
 use walfmt::rmgr::{RmgrId, heap as heap_records, heap2 as heap2_records};
 use walfmt::{BlockReference, Record};
 
@@ -40,6 +43,29 @@ pub fn page_need(record: &Record<'_>, change: PageChange) -> PageNeed {
             PageNeed::IfExists
         }
     }
+}
+
+/// The item that a record's change to an existing page looks at, found in passing: for whoever wants
+/// to bring it near before the record's turn. `record` begins with the record's bytes. A guess: it is
+/// wrong where the record carries more than it must (`wal_level = logical`).
+#[inline]
+#[must_use]
+pub fn likely_item(record: &[u8]) -> Option<u16> {
+    let header = RecordHeader::from_bytes(record);
+    // Main data is last. Where in it the item's number is, from its end, and which one that is from
+    // there: the one before the new one holds the posting list.
+    let (from_end, before) = match (header.rmgr, header.info & heap_records::OPCODE_MASK) {
+        // SizeOfHeapUpdate, SizeOfHeapDelete and SizeOfHeapLock; all begin with an xmax.
+        (RmgrId::HEAP, heap_records::UPDATE | heap_records::HOT_UPDATE) => (14 - 4, 0),
+        (RmgrId::HEAP, heap_records::DELETE | heap_records::LOCK) => (8 - 4, 0),
+        _ => match (header.rmgr, header.opcode()) {
+            (RmgrId::BTREE, btree_records::XLOG_BTREE_INSERT_LEAF) => (2, 0),
+            (RmgrId::BTREE, btree_records::XLOG_BTREE_INSERT_POST) => (2, 1),
+            _ => return None,
+        },
+    };
+    let item = u16_at(record, (header.total_length as usize).checked_sub(from_end)?);
+    Some(item.saturating_sub(before))
 }
 
 /// Changes one page as the record says. `page_id` is the page that `route` named; `loose` is what was
