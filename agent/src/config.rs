@@ -100,7 +100,7 @@ pub(crate) struct ArchiveSection {
 pub(crate) struct StoreSection {
     /// The data directory that is kept replayed.
     pub(crate) data_directory: PathBuf,
-    /// Redo threads.
+    /// Threads that replay, reading the archive included.
     #[serde(default = "default_workers")]
     pub(crate) workers: usize,
     /// Memory for pages.

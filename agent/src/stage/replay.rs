@@ -22,7 +22,9 @@ use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "replay";
 /// How often positions are told on while there is work.
-const REPORT_RECORDS: u64 = 4096;
+const REPORT_INTERVAL: Duration = Duration::from_millis(5);
+/// After how many records the time is looked at.
+const REPORT_RECORDS: u64 = 512;
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,7 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
         store.close()?;
         return Ok(Ended::Stopping);
     };
+    store.set_side_work(reading.ahead.side_work());
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
@@ -238,6 +241,8 @@ struct Reading {
     ahead: ReadAhead,
     stream: RecordStream,
     begin: Lsn,
+    /// When positions were last told.
+    reported: Instant,
 }
 
 impl Reading {
@@ -263,7 +268,7 @@ impl Reading {
         }
         let Identity { timeline, segment_size: size, system_identifier, .. } = identity;
         let start = size.start_of(size.segment_of(begin));
-        let reader = ArchiveReader::open(archive, timeline, start)?;
+        let reader = ArchiveReader::open(archive, timeline, start)?.for_records();
         let mut stream = RecordStream::new(StreamStart {
             lsn: start,
             segment_size: size,
@@ -272,7 +277,8 @@ impl Reading {
         // What is durable here was checked when it came: whatever does not check out is corrupt, and
         // what is left behind a segment switch is not looked at.
         stream.set_known_end(Lsn(u64::MAX));
-        Ok(Some(Self { ahead: ReadAhead::start(reader)?, stream, begin }))
+        let reported = Instant::now();
+        Ok(Some(Self { ahead: ReadAhead::new(reader), stream, begin, reported }))
     }
 
     /// Replays the next chunk; false if there is none yet.
@@ -282,21 +288,23 @@ impl Reading {
         store: &mut Store,
         bound: Lsn,
     ) -> Result<bool, Trouble> {
-        let Some(wal) = self.ahead.next(bound)? else { return Ok(false) };
-        self.stream.push(&wal);
-        self.ahead.give_back(wal);
+        let Some(wal) = self.ahead.next(bound, || store.help())? else { return Ok(false) };
+        let used = self.stream.push_buffer(wal);
+        self.ahead.give_back(used);
         let mut records = 0;
         loop {
             match self.stream.poll() {
-                Step::Record(record) if record.start < self.begin => {}
-                Step::Record(record) => {
-                    if let Err(error) = store.replay(&record) {
+                Step::Record(ref record) if record.start < self.begin => {}
+                // By reference: a copy would wait for what was just written in parts.
+                Step::Record(ref record) => {
+                    if let Err(error) = store.replay(record) {
                         report(node, store);
                         return Err(error.into());
                     }
                     records += 1;
-                    if records % REPORT_RECORDS == 0 {
+                    if records % REPORT_RECORDS == 0 && self.reported.elapsed() >= REPORT_INTERVAL {
                         report(node, store);
+                        self.reported = Instant::now();
                     }
                 }
                 Step::NeedMore => break,
@@ -309,7 +317,6 @@ impl Reading {
                 }
             }
         }
-        report(node, store);
         node.metrics.count_replayed(records);
         Ok(true)
     }

@@ -27,6 +27,11 @@ const POSITIONS_SIZE: usize = 16;
 pub(crate) struct RecordBuffer(Vec<u8>);
 
 impl RecordBuffer {
+    /// An empty buffer with room for this.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
     /// Adds a record; gives its place in the buffer.
     pub(crate) fn push(&mut self, record: &RawRecord<'_>) -> u32 {
         let place = u32::try_from(self.0.len()).expect("a batch ends long before 4 GB");

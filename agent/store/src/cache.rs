@@ -36,9 +36,18 @@ pub(crate) struct PageCache {
     /// By slot.
     marks: Vec<u8>,
     /// By slot: what is still to be done to the page before anybody else sees it; nothing to most.
-    loose: Vec<Option<Box<Loose>>>,
+    loose: Vec<Loose>,
     free: Vec<u32>,
     hand: usize,
+    /// How often a page has left its slot.
+    departures: u32,
+}
+
+/// Where a page was when it was looked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Hint {
+    pub(crate) slot: usize,
+    departures: u32,
 }
 
 /// The slot holds a page.
@@ -61,33 +70,34 @@ impl PageCache {
             loose: Vec::new(),
             free: Vec::new(),
             hand: 0,
+            departures: 0,
         }
     }
 
     /// Where the page is, if it is here.
     pub(crate) fn find(&mut self, key: PageKey) -> Option<usize> {
-        let slot = self.look_up(key)?;
+        let slot = *self.index.get(&key)? as usize;
         self.marks[slot] |= USED;
         Some(slot)
     }
 
     /// [`find`](Self::find), with an earlier answer of [`look_up`](Self::look_up) to begin with.
     #[inline]
-    pub(crate) fn find_near(&mut self, key: PageKey, hint: Option<usize>) -> Option<usize> {
-        if let Some(slot) = hint
-            && self.keys[slot] == key
-            && self.marks[slot] & PRESENT != 0
-        {
-            self.marks[slot] |= USED;
-            return Some(slot);
+    pub(crate) fn find_near(&mut self, key: PageKey, hint: Option<Hint>) -> Option<usize> {
+        match hint {
+            Some(Hint { slot, departures }) if departures == self.departures => {
+                self.marks[slot] |= USED;
+                Some(slot)
+            }
+            _ => self.find(key),
         }
-        self.find(key)
     }
 
     /// Where the page is, if it is here; that does not count as a use.
     #[inline]
-    pub(crate) fn look_up(&self, key: PageKey) -> Option<usize> {
-        self.index.get(&key).map(|slot| *slot as usize)
+    pub(crate) fn look_up(&self, key: PageKey) -> Option<Hint> {
+        let slot = *self.index.get(&key)? as usize;
+        Some(Hint { slot, departures: self.departures })
     }
 
     /// Brings the page's header near, which will be looked at soon, and the line pointer of `item`, or
@@ -111,9 +121,6 @@ impl PageCache {
         let (lower, upper) = (walfmt::page::lower(page), walfmt::page::upper(page));
         prefetch(page, lower.into());
         prefetch(page, usize::from(upper).saturating_sub(64));
-        if let Some(loose) = &self.loose[slot] {
-            prefetch_start(&**loose);
-        }
         match item {
             Some(item) => {
                 let pointer = walfmt::bytes::u32_at(page, line_pointer(item));
@@ -135,7 +142,7 @@ impl PageCache {
             None if self.keys.len() < self.capacity => {
                 self.keys.push(key);
                 self.marks.push(0);
-                self.loose.push(None);
+                self.loose.push(Loose::default());
                 self.frames.reach(self.keys.len());
                 self.keys.len() - 1
             }
@@ -143,7 +150,7 @@ impl PageCache {
         };
         self.keys[slot] = key;
         self.marks[slot] = PRESENT | USED;
-        self.loose[slot] = None;
+        self.loose[slot] = Loose::default();
         self.index.insert(key, u32::try_from(slot).expect("fewer slots than 2^32"));
         Some(slot)
     }
@@ -151,7 +158,7 @@ impl PageCache {
     /// Gives a slot back whose page could not be read.
     pub(crate) fn release(&mut self, slot: usize) {
         if self.marks[slot] & PRESENT != 0 {
-            self.index.remove(&self.keys[slot]);
+            self.depart(slot);
         }
         self.marks[slot] = 0;
         self.free.push(u32::try_from(slot).expect("fewer slots than 2^32"));
@@ -160,14 +167,12 @@ impl PageCache {
     /// The page as it may be written or compared.
     pub(crate) fn page_mut(&mut self, slot: usize) -> &mut Page {
         let page = self.frames.page_mut(slot);
-        if let Some(mut loose) = self.loose[slot].take() {
-            loose.pack(page);
-        }
+        self.loose[slot].pack(page);
         page
     }
 
-    /// The page, and where what is still to be done to it is kept.
-    pub(crate) fn loose_page_mut(&mut self, slot: usize) -> (&mut Page, &mut Option<Box<Loose>>) {
+    /// The page, and what is still to be done to it.
+    pub(crate) fn loose_page_mut(&mut self, slot: usize) -> (&mut Page, &mut Loose) {
         (self.frames.page_mut(slot), &mut self.loose[slot])
     }
 
@@ -225,6 +230,11 @@ impl PageCache {
         }
     }
 
+    fn depart(&mut self, slot: usize) {
+        self.index.remove(&self.keys[slot]);
+        self.departures = self.departures.wrapping_add(1);
+    }
+
     fn evict(&mut self) -> Option<usize> {
         // After one round no page has its mark any more.
         for _ in 0..2 * self.keys.len() {
@@ -237,7 +247,7 @@ impl PageCache {
                 return None;
             } else {
                 if *marks & PRESENT != 0 {
-                    self.index.remove(&self.keys[at]);
+                    self.depart(at);
                 }
                 self.hand = at + 1;
                 return Some(at);
@@ -286,38 +296,42 @@ struct HugePages {
 
 impl HugePages {
     const SLOW: Duration = Duration::from_millis(1);
-    const PAUSE_MIN: usize = 16;
+    const PAUSE_MIN: usize = 64;
     const PAUSE_MAX: usize = 1024;
 
     const fn new() -> Self {
-        Self { pause: 0, next_pause: Self::PAUSE_MIN }
+        Self { pause: Self::PAUSE_MIN, next_pause: Self::PAUSE_MIN }
     }
 
-    /// Gives memory to a piece.
-    fn populate(&mut self, map: &MmapMut, piece: Range<usize>) {
-        let ask = self.pause == 0;
+    /// Whether to ask for the next piece as a huge page.
+    const fn is_next(&mut self) -> bool {
+        let is_next = self.pause == 0;
         self.pause = self.pause.saturating_sub(1);
-        let advice = if ask { Advice::HugePage } else { Advice::NoHugePage };
-        // Kernels that do not know these, or are told not to: then it is slower, not wrong.
-        let _ = map.advise_range(advice, piece.start, piece.len());
-        let begun = Instant::now();
-        let populated = map.advise_range(Advice::PopulateWrite, piece.start, piece.len());
-        if populated.is_err() {
-            // The time it takes does not show here, so nothing is risked.
-            let _ = map.advise_range(Advice::NoHugePage, piece.start, piece.len());
-            self.pause = usize::MAX;
-        } else if ask && begun.elapsed() > Self::SLOW {
+        is_next
+    }
+
+    /// One that was asked for took this long.
+    fn took(&mut self, time: Duration) {
+        if time > Self::SLOW {
             self.pause = self.next_pause;
             self.next_pause = (2 * self.next_pause).min(Self::PAUSE_MAX);
-        } else if ask {
+        } else {
             self.next_pause = Self::PAUSE_MIN;
         }
+    }
+
+    /// The kernel does not populate when asked: times say nothing.
+    const fn never(&mut self) {
+        self.pause = usize::MAX;
     }
 }
 
 /// 2 MB, the size of a huge page on x86-64 and mostly elsewhere.
 const PIECE_PAGES: usize = 256;
 const PIECE_BYTES: usize = PIECE_PAGES * BLOCK_SIZE;
+
+/// What is populated at once as small pages.
+const POPULATE_BYTES: usize = 64 << 10;
 
 /// 64 MB. A power of two.
 const REGION_PAGES: usize = 32 * PIECE_PAGES;
@@ -337,7 +351,7 @@ impl Frames {
             let count = (self.pages_max - self.reached).min(PIECE_PAGES);
             if let Some(region) = self.regions.last() {
                 let start = region.start + self.reached % REGION_PAGES * BLOCK_SIZE;
-                self.huge_pages.populate(&region.map, start..start + count * BLOCK_SIZE);
+                populate(&region.map, start..start + count * BLOCK_SIZE, &mut self.huge_pages);
             }
             self.reached += count;
         }
@@ -356,9 +370,33 @@ impl Frames {
     }
 }
 
+/// Gives memory to a piece.
+fn populate(map: &MmapMut, piece: Range<usize>, huge_pages: &mut HugePages) {
+    let is_huge = huge_pages.is_next();
+    if is_huge {
+        // Kernels that do not know it, or are told not to: then it is slower, not wrong.
+        let _ = map.advise_range(Advice::HugePage, piece.start, piece.len());
+    }
+    let begun = Instant::now();
+    // What others want of the address space, as their allocators do, waits for each call.
+    let step = if is_huge { PIECE_BYTES } else { POPULATE_BYTES };
+    let populated = piece.clone().step_by(step).try_for_each(|start| {
+        map.advise_range(Advice::PopulateWrite, start, step.min(piece.end - start))
+    });
+    if populated.is_err() {
+        // It gets memory when it is touched.
+        let _ = map.advise_range(Advice::NoHugePage, piece.start, piece.len());
+        huge_pages.never();
+    } else if is_huge {
+        huge_pages.took(begun.elapsed());
+    }
+}
+
 impl Region {
     fn map(bytes: usize) -> Self {
         let map = MmapMut::map_anon(bytes + PIECE_BYTES).expect("address space for pages");
+        // Once and for all: advice for a single piece must wait until others are done populating.
+        let _ = map.advise(Advice::NoHugePage);
         let start = map.as_ptr().addr().next_multiple_of(PIECE_BYTES) - map.as_ptr().addr();
         Self { map, start }
     }
@@ -412,6 +450,22 @@ mod tests {
         assert!(cache.claim(key(9)).is_some());
         assert!(cache.changed_page(key(5)).is_some());
         assert!(cache.changed_page(key(9)).is_none());
+    }
+
+    #[test]
+    fn huge_pages_are_asked_for_less_often_while_they_are_slow() {
+        let mut huge_pages = HugePages::new();
+        let mut pieces_until_next = |took| {
+            let pieces = (0..).position(|_| huge_pages.is_next());
+            huge_pages.took(took);
+            pieces
+        };
+        let (slow, fast) = (2 * HugePages::SLOW, HugePages::SLOW / 2);
+        let found = [slow, slow, slow, slow, slow, slow, fast, fast, slow, slow, fast]
+            .map(|time| pieces_until_next(time).unwrap());
+        assert_eq!(found, [64, 64, 128, 256, 512, 1024, 1024, 0, 0, 64, 128]);
+        huge_pages.never();
+        assert!((0..10_000).all(|_| !huge_pages.is_next()));
     }
 
     #[test]

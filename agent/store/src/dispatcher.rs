@@ -30,9 +30,9 @@ use crate::transactions::Transactions;
 use crate::workers::{ThreadGone, Workers};
 
 /// A batch is handed over when its records have this many bytes.
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH_BYTES: usize = 64 << 10;
 
-/// Batches per worker that may be under way: bounds the memory of buffers to some megabytes.
+/// Batches per worker that may be under way: bounds the memory of buffers to 1 MB each.
 const BATCHES_PER_WORKER_MAX: usize = 8;
 
 pub(crate) struct Dispatcher {
@@ -115,8 +115,8 @@ impl Dispatcher {
             counters: Counters::from_checkpoint(&parts.checkpoint),
             context: parts.context,
             timeline: parts.checkpoint.this_timeline,
-            records: RecordBuffer::default(),
-            tasks: vec![Vec::new(); count],
+            records: empty_records(),
+            tasks: (0..count).map(|_| empty_tasks()).collect(),
             staged_record: None,
             lent_records: VecDeque::new(),
             spare_records: Vec::new(),
@@ -143,6 +143,10 @@ impl Dispatcher {
 
     pub(crate) const fn timeline(&self) -> Timeline {
         self.timeline
+    }
+
+    pub(crate) const fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     pub(crate) const fn restart_points(&self) -> &RestartPoints {
@@ -234,7 +238,7 @@ impl Dispatcher {
         self.check()?;
         let begun = self.begin_restart_point(min_recovery_point);
         begun?;
-        let waited = self.restart_points.wait();
+        let waited = self.restart_points.wait(&self.workers);
         waited.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))?;
         self.check()?;
         Ok(self.control().check_point_copy.redo)
@@ -356,7 +360,7 @@ impl Dispatcher {
         if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
             return Ok(());
         }
-        let empty = self.spare_records.pop().unwrap_or_default();
+        let empty = self.spare_records.pop().unwrap_or_else(empty_records);
         let records = Arc::new(std::mem::replace(&mut self.records, empty));
         for worker in 0..self.workers.count() {
             if self.tasks[worker].is_empty()
@@ -368,7 +372,7 @@ impl Dispatcher {
                 continue;
             }
             self.handed_over[worker] = end;
-            let empty = self.spare_tasks.pop().unwrap_or_default();
+            let empty = self.spare_tasks.pop().unwrap_or_else(empty_tasks);
             let batch = Batch {
                 records: Arc::clone(&records),
                 tasks: std::mem::replace(&mut self.tasks[worker], empty),
@@ -413,7 +417,7 @@ impl Dispatcher {
         min_recovery_point: Option<Lsn>,
     ) -> Result<(), ReplayError> {
         let gone = |ThreadGone| ReplayError::ThreadGone;
-        self.restart_points.wait().map_err(gone)?;
+        self.restart_points.wait(&self.workers).map_err(gone)?;
         self.try_hand_over(self.dispatched).map_err(gone)?;
         self.transactions
             .write_changed(self.candidate.map(|candidate| candidate.contents.redo))
@@ -428,4 +432,15 @@ impl Dispatcher {
             .begin(Job { written, workers, origins, checkpoint, min_recovery_point })
             .map_err(gone)
     }
+}
+
+// Buffers get their full size at once: an allocator that lets one grow asks the kernel time and
+// again, and waits there while workers get memory for pages.
+
+fn empty_records() -> RecordBuffer {
+    RecordBuffer::with_capacity(BATCH_BYTES + BATCH_BYTES / 8)
+}
+
+fn empty_tasks() -> Vec<Task> {
+    Vec::with_capacity(BATCH_BYTES / 128)
 }

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! - A page belongs to one worker (by relation, fork and run of 16 blocks), who alone reads,
-//!   changes and writes it: no locks, and LSN order within the page.
+//!   changes and writes it: no locks, and LSN order within the page. A worker is no thread: threads
+//!   run whichever worker has something to do, see `crew.rs`.
 //! - The dispatcher alone knows how long forks are, and decides per block whether it exists. Free
 //!   space maps are the exception: workers create their pages, see `worker.rs`.
 //! - File actions (truncate, drop) wait until every worker has passed them. Records behind them
@@ -54,6 +55,7 @@ mod cleanup;
 mod commit_times;
 mod control;
 mod counters;
+mod crew;
 mod databases;
 pub mod disk;
 mod dispatcher;
@@ -86,6 +88,7 @@ mod workers;
 mod writeback;
 
 pub use counters::Counters;
+pub use crew::SideWork;
 pub use error::{
     CopyFault, FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError,
     PromotionError, Refusal, ReplayError,

@@ -29,7 +29,7 @@ use crate::error::FileError;
 use crate::layout::Layout;
 use crate::origins::Origins;
 use crate::shared::{Failure, Shared};
-use crate::workers::ThreadGone;
+use crate::workers::{ThreadGone, Workers};
 
 /// A checkpoint of the leader that replay can begin from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +121,10 @@ impl RestartPoints {
         jobs.send(job).map_err(|_| ThreadGone)
     }
 
-    /// Waits until none is under way.
-    pub(crate) fn wait(&self) -> Result<(), ThreadGone> {
+    /// Waits until none is under way, and helps the workers meanwhile.
+    pub(crate) fn wait(&self, workers: &Workers) -> Result<(), ThreadGone> {
         while self.is_running() {
-            self.done.recv().map_err(|_| ThreadGone)?;
+            workers.wait(&self.done)?;
         }
         Ok(())
     }

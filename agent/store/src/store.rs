@@ -14,6 +14,7 @@ use walfmt_physical::RedoContext;
 use crate::cleanup::remove_stale_files;
 use crate::control;
 use crate::counters::Counters;
+use crate::crew::SideWork;
 use crate::disk::{Disk, OsDisk};
 use crate::dispatcher::{Dispatcher, DispatcherParts};
 use crate::error::{
@@ -35,7 +36,9 @@ use crate::workers::{Workers, WorkersConfig};
 pub struct StoreConfig {
     /// The data directory.
     pub data_directory: PathBuf,
-    /// How many threads apply records to pages; at least one.
+    /// How many shares pages have, each of which one thread at a time applies records to: as many
+    /// as processors. Threads are one fewer, but at least one, since the one that uses the store
+    /// helps while it waits.
     pub workers: usize,
     /// How much memory pages may take, all workers together, in bytes.
     pub cache_bytes: u64,
@@ -216,6 +219,18 @@ impl Store {
         self.dispatcher.hand_over()?;
         self.look_for_consistency();
         Ok(())
+    }
+
+    /// Gives the store's threads something to do beside their own work. Only the first call counts.
+    pub fn set_side_work(&self, work: Arc<dyn SideWork>) {
+        self.dispatcher.workers().set_side_work(work);
+    }
+
+    /// Does a piece of what the store's threads have to do, for who would wait otherwise; `false` if
+    /// there is nothing.
+    #[must_use]
+    pub fn help(&self) -> bool {
+        self.dispatcher.workers().help()
     }
 
     /// The end of the last record such that it and all before it are applied.

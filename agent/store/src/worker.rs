@@ -13,17 +13,17 @@
 //! record before the page's image comes to nothing (`redo_page`). A restart point waits for the notes
 //! of all records before it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
-use walfmt_physical::{
-    Loose, PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page,
-};
+use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page};
 
 use crate::batch::{Batch, RecordBuffer, Task};
-use crate::cache::{PageCache, PageKey};
+use crate::cache::{Hint, PageCache, PageKey};
+use crate::crew::Crew;
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
@@ -41,8 +41,12 @@ const COLD_PAGES_MAX: usize = 1024;
 /// then what the header points to. Memory is nearly always far away from a page that is changed at
 /// random: waiting for one after the other would take most of the time. More would not fit into the
 /// nearest cache.
-const HEADER_AHEAD: usize = 20;
-const ITEMS_AHEAD: usize = 10;
+///
+/// Both are done for several tasks in a row: what the processor itself must wait for then, entries of
+/// the index and translations of addresses, comes for several at a time too.
+const HEADER_AHEAD: usize = 16;
+const ITEMS_AHEAD: usize = 4;
+const IN_A_ROW: usize = 8;
 
 /// With how many notes before it a note is compared, in case it takes the place of one.
 const NOTES_COMPARED: usize = 4;
@@ -63,8 +67,6 @@ pub(crate) enum Message {
     /// Write all pages that are changed by now, but go on with what follows meanwhile. Then
     /// answer whether it was done.
     WriteBack(Sender<bool>),
-    /// End.
-    Stop,
 }
 
 /// Pages that are going to be removed.
@@ -113,8 +115,8 @@ pub(crate) struct WorkerParts {
     pub(crate) verify_images: bool,
     pub(crate) broken_rule: Option<BrokenRule>,
     pub(crate) inbox: Receiver<Message>,
-    /// All workers, itself included, by number.
-    pub(crate) peers: Vec<Sender<Message>>,
+    /// All workers, itself included.
+    pub(crate) crew: Arc<Crew>,
     /// Where emptied task lists go.
     pub(crate) returns: Sender<Vec<Task>>,
 }
@@ -134,8 +136,6 @@ pub(crate) struct Worker {
     reached: Lsn,
     /// Images that were compared in the batch at hand.
     images_verified: u64,
-    /// For pages to which nothing is left to be done.
-    loose: Loose,
 }
 
 struct WritingRestartPoint {
@@ -153,33 +153,25 @@ impl Worker {
             write_back: WriteBack::new(parts.checksums),
             restart_point: None,
             free_space_sent: 0,
-            notes: parts.peers.iter().map(|_| Vec::new()).collect(),
+            notes: (0..parts.crew.len()).map(|_| Vec::new()).collect(),
             early_notes: Vec::new(),
             given: Lsn::INVALID,
             reached: Lsn::INVALID,
             images_verified: 0,
-            loose: Loose::default(),
             parts,
         }
     }
 
-    /// Works until told to stop.
-    pub(crate) fn run(mut self) {
+    /// Does what it was told, up to the next batch, or writes some pages of a restart point. Gives
+    /// whether there is more to write; whether there is more in the inbox is for others to see.
+    pub(crate) fn work(&mut self) -> bool {
         loop {
-            let message = if self.restart_point.as_ref().is_some_and(|point| self.can_write(point))
-            {
-                match self.parts.inbox.try_recv() {
-                    Ok(message) => Some(message),
-                    Err(TryRecvError::Empty) => None,
-                    Err(TryRecvError::Disconnected) => return,
-                }
-            } else {
-                match self.parts.inbox.recv() {
-                    Ok(message) => Some(message),
-                    Err(_) => return,
-                }
-            };
+            let message = self.parts.inbox.try_recv().ok();
+            if message.is_none() && !self.has_to_write() {
+                return false;
+            }
             self.apply_early_notes();
+            let is_much = matches!(message, None | Some(Message::Batch(_)));
             match message {
                 None => {}
                 Some(Message::Batch(batch)) => self.apply(batch),
@@ -193,9 +185,11 @@ impl Worker {
                     let _ = answer.send(self.reached);
                 }
                 Some(Message::WriteBack(answer)) => self.begin_restart_point(answer),
-                Some(Message::Stop) => return,
             }
             self.continue_restart_point(WRITE_BACK_STEP_PAGES);
+            if is_much {
+                return self.has_to_write();
+            }
         }
     }
 
@@ -244,7 +238,7 @@ impl Worker {
         &mut self,
         record: &Record<'_>,
         task: &Task,
-        hint: Option<usize>,
+        hint: Option<Hint>,
     ) -> Result<(), PageFault> {
         let key = task.page_key();
         let slot = match self.parts.cache.find_near(key, hint) {
@@ -254,17 +248,16 @@ impl Worker {
                 None => return Ok(()),
             },
         };
-        let page_id = self.parts.files.page_id(key);
-        let (page, kept) = self.parts.cache.loose_page_mut(slot);
-        let loose = kept.as_deref_mut().unwrap_or(&mut self.loose);
+        let page_id = match task.change {
+            PageChange::Block(index) => {
+                record.blocks.get(usize::from(index)).map(|block| block.page)
+            }
+            _ => None,
+        };
+        let page_id = page_id.unwrap_or_else(|| self.parts.files.page_id(key));
+        let (page, loose) = self.parts.cache.loose_page_mut(slot);
         let outcome = redo_page(record, task.change, page_id, page, loose, &self.parts.context)
-            .map_err(|source| {
-                loose.reset(); // it may be the one for all pages
-                PageFault::Redo { page: page_id, source }
-            })?;
-        if self.loose.is_loose() {
-            *kept = Some(Box::new(std::mem::take(&mut self.loose)));
-        }
+            .map_err(|source| PageFault::Redo { page: page_id, source })?;
         if let Some(broken_rule) = self.parts.broken_rule {
             broken_rule(record, self.parts.cache.page_mut(slot));
         }
@@ -373,10 +366,10 @@ impl Worker {
     }
 
     fn send_notes(&mut self) {
-        for (peer, notes) in self.parts.peers.iter().zip(&mut self.notes) {
+        for (peer, notes) in self.notes.iter_mut().enumerate() {
             if !notes.is_empty() {
                 // A peer that is gone is the dispatcher's to notice.
-                let _ = peer.send(Message::FreeSpace(std::mem::take(notes)));
+                let _ = self.parts.crew.tell(peer, Message::FreeSpace(std::mem::take(notes)));
             }
         }
     }
@@ -433,17 +426,19 @@ impl Worker {
         let mut keys = self.parts.cache.all_changed();
         keys.reverse();
         self.restart_point = Some(WritingRestartPoint { keys, has_free_space: false, answer });
-        for peer in &self.parts.peers {
+        for peer in 0..self.parts.crew.len() {
             // Behind all notes so far. A peer that is gone is the dispatcher's to notice.
-            let _ = peer.send(Message::FreeSpaceSent);
+            let _ = self.parts.crew.tell(peer, Message::FreeSpaceSent);
         }
     }
 
-    /// Whether there is something to write for the restart point, or it is done.
-    fn can_write(&self, restart_point: &WritingRestartPoint) -> bool {
-        !restart_point.keys.is_empty()
-            || self.free_space_sent >= self.parts.peers.len()
-            || self.parts.shared.has_failed()
+    /// Whether there is something to write for a restart point, or it is done.
+    fn has_to_write(&self) -> bool {
+        self.restart_point.as_ref().is_some_and(|restart_point| {
+            !restart_point.keys.is_empty()
+                || self.free_space_sent >= self.parts.crew.len()
+                || self.parts.shared.has_failed()
+        })
     }
 
     /// Writes the next pages of a restart point. A page that was changed again meanwhile is written
@@ -456,8 +451,8 @@ impl Worker {
             return;
         }
         let WritingRestartPoint { keys, has_free_space, answer } = &mut restart_point;
-        if keys.is_empty() && self.free_space_sent >= self.parts.peers.len() {
-            self.free_space_sent -= self.parts.peers.len();
+        if keys.is_empty() && self.free_space_sent >= self.parts.crew.len() {
+            self.free_space_sent -= self.parts.crew.len();
             *has_free_space = true;
             let is_free_space_map = |key: &PageKey| key.fork.fork() == ForkNumber::FreeSpace;
             keys.extend(self.parts.cache.all_changed().into_iter().rev().filter(is_free_space_map));
@@ -496,50 +491,61 @@ const KNOWN: usize = 32;
 #[derive(Clone, Copy)]
 struct Known {
     /// Where the page was when it was looked for.
-    slot: Option<usize>,
+    hint: Option<Hint>,
     /// The item that the record speaks of, if it is likely to speak of one.
     item: Option<u16>,
 }
 
 impl<'a> Ahead<'a> {
     const fn new(records: &'a RecordBuffer, tasks: &'a [Task]) -> Self {
-        let known = [Known { slot: None, item: None }; KNOWN];
+        let known = [Known { hint: None, item: None }; KNOWN];
         Self { records, tasks, header: 0, items: 0, done: 0, known }
     }
 
     /// Goes on to the next task; gives where its page was when it was looked for.
     #[inline]
-    fn advance(&mut self, cache: &PageCache) -> Option<usize> {
-        while self.header < self.tasks.len().min(self.done + HEADER_AHEAD) {
+    fn advance(&mut self, cache: &PageCache) -> Option<Hint> {
+        for _ in self.in_a_row(self.header, HEADER_AHEAD, self.tasks.len()) {
             self.known[self.header % KNOWN] = self.look_up(cache);
             self.header += 1;
         }
-        while self.items < self.header.min(self.done + ITEMS_AHEAD) {
-            let Known { slot, item } = self.known[self.items % KNOWN];
+        for _ in self.in_a_row(self.items, ITEMS_AHEAD, self.header) {
+            let Known { hint, item } = self.known[self.items % KNOWN];
             if self.tasks[self.items].need != PageNeed::Nothing
-                && let Some(slot) = slot
+                && let Some(hint) = hint
             {
-                cache.approach_items(slot, item);
+                cache.approach_items(hint.slot, item);
             }
             self.items += 1;
         }
         self.done += 1;
-        self.known[(self.done - 1) % KNOWN].slot
+        self.known[(self.done - 1) % KNOWN].hint
+    }
+
+    /// The tasks from `next` on that are to be done now: none while `ahead` are done, or all before
+    /// `end`.
+    #[inline]
+    fn in_a_row(&self, next: usize, ahead: usize, end: usize) -> Range<usize> {
+        if next < end.min(self.done + ahead) {
+            next..end.min(self.done + ahead + IN_A_ROW)
+        } else {
+            0..0
+        }
     }
 
     fn look_up(&self, cache: &PageCache) -> Known {
         let task = &self.tasks[self.header];
         let key = task.page_key();
-        let slot = match self.header.checked_sub(1) {
-            Some(before) if self.tasks[before].page_key() == key => self.known[before % KNOWN].slot,
+        let hint = match self.header.checked_sub(1) {
+            Some(before) if self.tasks[before].page_key() == key => self.known[before % KNOWN].hint,
             _ => cache.look_up(key),
         };
-        let (true, Some(page)) = (task.need != PageNeed::Nothing, slot) else {
-            return Known { slot, item: None };
+        let (true, Some(Hint { slot, .. })) = (task.need != PageNeed::Nothing, hint) else {
+            return Known { hint, item: None };
         };
         let item = likely_item(self.records.bytes(task.record));
-        cache.approach_header(page, item);
-        Known { slot, item }
+        cache.approach_header(slot, item);
+        Known { hint, item }
     }
 }
 

@@ -1,16 +1,17 @@
-//! The worker threads as a group: handing over, waiting, stopping.
+//! The workers as a group: handing over, waiting, stopping.
 
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, unbounded};
 use walfmt::Lsn;
 use walfmt_physical::RedoContext;
 
 use crate::batch::{Batch, Task};
 use crate::cache::PageCache;
+use crate::crew::{Crew, SideWork, WorkerGone};
 use crate::files::Files;
 use crate::layout::Layout;
 use crate::relations::Names;
@@ -19,7 +20,7 @@ use crate::verify::BrokenRule;
 use crate::worker::{Doomed, Message, Worker, WorkerParts};
 
 pub(crate) struct Workers {
-    senders: Vec<Sender<Message>>,
+    crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
     returns: Receiver<Vec<Task>>,
     /// Batches handed over whose task lists have not come back.
@@ -39,17 +40,22 @@ pub(crate) struct WorkersConfig<'a> {
     pub(crate) broken_rule: Option<BrokenRule>,
 }
 
-/// A worker thread ended before it was told to.
+/// A worker, or a thread of the store, ended before it was told to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ThreadGone;
+
+impl From<WorkerGone> for ThreadGone {
+    fn from(WorkerGone: WorkerGone) -> Self {
+        Self
+    }
+}
 
 impl Workers {
     pub(crate) fn start(config: &WorkersConfig<'_>) -> io::Result<Self> {
         let (senders, inboxes): (Vec<_>, Vec<_>) =
             (0..config.count).map(|_| unbounded::<Message>()).unzip();
         let (returns_sender, returns) = unbounded();
-        let mut workers =
-            Self { senders: senders.clone(), threads: Vec::new(), returns, outstanding: 0 };
+        let crew = Arc::new(Crew::new(senders));
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let worker = Worker::new(WorkerParts {
                 number,
@@ -61,19 +67,53 @@ impl Workers {
                 verify_images: config.verify_images,
                 broken_rule: config.broken_rule,
                 inbox,
-                peers: senders.clone(),
+                crew: Arc::clone(&crew),
                 returns: returns_sender.clone(),
             });
+            crew.seat(number, worker);
+        }
+        let mut workers = Self { crew, threads: Vec::new(), returns, outstanding: 0 };
+        // One thread fewer than workers, since the dispatcher's helps; but what is to be written
+        // in the background must not wait for its help.
+        for number in 0..(config.count - 1).max(1) {
+            let crew = Arc::clone(&workers.crew);
             let thread = std::thread::Builder::new()
-                .name(format!("store-worker-{number}"))
-                .spawn(move || worker.run())?;
+                .name(format!("store-{number}"))
+                .spawn(move || crew.serve())?;
             workers.threads.push(thread);
         }
         Ok(workers)
     }
 
-    pub(crate) const fn count(&self) -> usize {
-        self.senders.len()
+    /// Only the first call counts.
+    pub(crate) fn set_side_work(&self, work: Arc<dyn SideWork>) {
+        self.crew.set_side_work(work);
+    }
+
+    /// Does a piece of the workers' work, or of the side work; `false` if there is nothing.
+    pub(crate) fn help(&self) -> bool {
+        self.crew.help()
+    }
+
+    /// The next message, which comes when some work is done: helps with that meanwhile.
+    pub(crate) fn wait<T>(&self, messages: &Receiver<T>) -> Result<T, ThreadGone> {
+        loop {
+            match messages.try_recv() {
+                Ok(message) => return Ok(message),
+                Err(TryRecvError::Disconnected) => return Err(ThreadGone),
+                Err(TryRecvError::Empty) if self.help() => continue,
+                Err(TryRecvError::Empty) => {}
+            }
+            match messages.recv_timeout(Duration::from_secs(1)) {
+                Ok(message) => return Ok(message),
+                Err(RecvTimeoutError::Timeout) if !self.crew.has_panicked() => {}
+                Err(_) => return Err(ThreadGone),
+            }
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.crew.len()
     }
 
     pub(crate) fn hand_over(&mut self, worker: usize, batch: Batch) -> Result<(), ThreadGone> {
@@ -93,15 +133,8 @@ impl Workers {
     pub(crate) fn wait_for_room(&mut self, limit: usize) -> Result<Vec<Vec<Task>>, ThreadGone> {
         let mut lists = Vec::new();
         while self.outstanding > limit {
-            match self.returns.recv_timeout(Duration::from_secs(1)) {
-                Ok(tasks) => {
-                    self.outstanding -= 1;
-                    lists.push(tasks);
-                }
-                Err(RecvTimeoutError::Timeout)
-                    if !self.threads.iter().any(JoinHandle::is_finished) => {}
-                Err(_) => return Err(ThreadGone),
-            }
+            lists.push(self.wait(&self.returns)?);
+            self.outstanding -= 1;
         }
         Ok(lists)
     }
@@ -146,13 +179,13 @@ impl Workers {
     }
 
     fn send(&self, worker: usize, message: Message) -> Result<(), ThreadGone> {
-        self.senders[worker].send(message).map_err(|_| ThreadGone)
+        Ok(self.crew.tell(worker, message)?)
     }
 
     fn latest(&self, answers: &Receiver<Lsn>) -> Result<Lsn, ThreadGone> {
         let mut latest = Lsn::INVALID;
         for _ in 0..self.count() {
-            latest = latest.max(answers.recv().map_err(|_| ThreadGone)?);
+            latest = latest.max(self.wait(answers)?);
         }
         Ok(latest)
     }
@@ -160,12 +193,10 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        for sender in &self.senders {
-            let _ = sender.send(Message::Stop);
-        }
+        self.crew.end();
         for thread in self.threads.drain(..) {
-            // A panic was reported as a missing thread already.
-            drop(thread.join());
+            drop(thread.join()); // it catches panics
         }
+        self.crew.dismiss();
     }
 }

@@ -5,10 +5,12 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use support::{Made, Random, Wal, config, control, data_directory, files, main_page, some_page};
-use walferry_store::{Store, StoreConfig};
+use walferry_store::{ReplayError, SideWork, Store, StoreConfig};
 
 /// Some thousand records on a few relations: inserts, images far apart, truncations, drops,
 /// commits, checkpoints.
@@ -156,4 +158,78 @@ fn a_second_replay_from_the_restart_point_gives_the_same_files() {
         files
     };
     assert_same(&without_free_space(expected), &without_free_space(files(directory.path())));
+}
+
+/// Replays until that is refused; gives why.
+fn error_of(mut store: Store, records: &[Made]) -> ReplayError {
+    for record in records {
+        if let Err(error) = store.replay(&record.raw()) {
+            return error;
+        }
+    }
+    store.wait_applied().unwrap_err()
+    // And dropping the store comes to an end.
+}
+
+/// Whoever runs the worker when it panics, a thread of the store or the caller's while it waits.
+#[test]
+fn a_panic_ends_replay_and_nothing_waits_for_what_it_took_along() {
+    let records = workload(5, 3000);
+    for workers in 1..=3 {
+        let directory = data_directory(true);
+        let config = config(directory.path(), workers, 1000);
+        let store = Store::open_with_broken_rule(&config, |record, _| {
+            assert!(record.start.0 % 0x4_0000 < 0x3_F000, "on purpose");
+        });
+        let error = error_of(store.unwrap(), &records);
+        assert!(matches!(error, ReplayError::ThreadGone), "{workers} workers: {error}");
+    }
+}
+
+/// So many pieces, then a panic if there is to be one.
+struct Pieces {
+    left: AtomicU32,
+    asked: AtomicU32,
+    panics: bool,
+}
+
+impl Pieces {
+    fn new(pieces: u32, panics: bool) -> Arc<Self> {
+        Arc::new(Self { left: pieces.into(), asked: 0.into(), panics })
+    }
+}
+
+impl SideWork for Pieces {
+    fn urgent(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        false
+    }
+
+    fn idle(&self) -> bool {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        assert!(left.is_ok() || !self.panics, "on purpose");
+        left.is_ok()
+    }
+}
+
+#[test]
+fn side_work_is_done_beside_replay_and_may_panic() {
+    let records = workload(6, 2000);
+    for (panics, workers) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
+        let directory = data_directory(true);
+        let mut store = Store::open(&config(directory.path(), workers, 1000)).unwrap();
+        let pieces = Pieces::new(100, panics);
+        store.set_side_work(Arc::<Pieces>::clone(&pieces));
+        for record in &records {
+            store.replay(&record.raw()).unwrap();
+        }
+        store.wait_applied().unwrap();
+        while store.help() {}
+        assert_eq!(pieces.left.load(Ordering::SeqCst), 0);
+        let asked = pieces.asked.load(Ordering::SeqCst);
+        assert!(asked > 100, "before each other piece");
+        assert!(!store.help());
+        assert_eq!(pieces.asked.load(Ordering::SeqCst) > asked, !panics, "not after a panic");
+        store.close().unwrap();
+    }
 }

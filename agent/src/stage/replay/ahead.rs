@@ -1,110 +1,174 @@
-//! Reading ahead: a thread of its own decompresses the archive, a few chunks ahead of replay.
+//! Reading ahead: the archive is decompressed a few chunks ahead of replay, by whoever is free.
 //!
 //! ```text
-//! replay   asks: the next WAL up to this bound, please, and here is an empty buffer     (several at once)
-//! thread   answers in the same order: a chunk, or nothing up to that bound
+//! archive ─► reader ─► chunk 9 · chunk 8 · chunk 7 ─► replay
+//!              ▲
+//!              taken by one thread at a time: of the store's, or replay's own if no chunk is there
 //! ```
+//!
+//! The store's threads read the next chunk as soon as the last one is taken, and more when they have
+//! nothing else to do.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use walferry_archive::{ArchiveError, ArchiveReader};
+use walferry_store::SideWork;
 use walfmt::Lsn;
 
 use crate::trouble::{Kind, Trouble};
 
-/// Chunks under way, of 256 kB and a block each.
-const CHUNKS_AHEAD: usize = 16;
+/// Chunks that wait for replay, of 1 MB each.
+const CHUNKS_AHEAD: usize = 4;
 
-pub(super) struct ReadAhead {
-    /// Nothing while the thread is being ended.
-    requests: Option<Sender<Request>>,
-    answers: Receiver<Answer>,
-    /// Requests that are not answered yet.
-    under_way: usize,
+pub(super) struct ReadAhead(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// The reader is back, and with it maybe a chunk.
+    changed: Condvar,
+}
+
+struct State {
+    reader: Place,
+    /// Never changed but together with `reader`: so they are in order.
+    chunks: VecDeque<Result<Vec<u8>, ArchiveError>>,
+    /// Emptied buffers.
     spare: Vec<Vec<u8>>,
-    thread: Option<JoinHandle<()>>,
+    bound: Lsn,
+    /// There was nothing more up to this bound.
+    nothing_up_to: Lsn,
 }
 
-struct Request {
-    bound: Lsn,
-    buffer: Vec<u8>,
-}
-
-struct Answer {
-    bound: Lsn,
-    buffer: Vec<u8>,
-    /// Whether there was WAL; it is in the buffer then.
-    found: Result<bool, ArchiveError>,
+enum Place {
+    Here(Box<ArchiveReader>),
+    /// Somebody reads.
+    Taken,
+    /// Whoever had it has panicked.
+    Gone,
 }
 
 impl ReadAhead {
-    pub(super) fn start(reader: ArchiveReader) -> Result<Self, Trouble> {
-        let (requests, inbox) = channel();
-        let (answers_sender, answers) = channel();
-        let thread = std::thread::Builder::new()
-            .name("replay-read".to_owned())
-            .spawn(move || answer(reader, &inbox, &answers_sender))
-            .map_err(|error| Trouble::io("cannot start a thread", error))?;
-        Ok(Self {
-            requests: Some(requests),
-            answers,
-            under_way: 0,
+    pub(super) fn new(reader: ArchiveReader) -> Self {
+        let state = State {
+            reader: Place::Here(Box::new(reader)),
+            chunks: VecDeque::new(),
             spare: Vec::new(),
-            thread: Some(thread),
-        })
+            bound: Lsn::INVALID,
+            nothing_up_to: Lsn::INVALID,
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// The next WAL up to `bound`, or nothing if there is none yet. Bounds never decrease.
-    pub(super) fn next(&mut self, bound: Lsn) -> Result<Option<Vec<u8>>, Trouble> {
-        let gone = || Trouble::new(Kind::Io, "the thread that reads the archive has ended");
+    /// The next WAL up to `bound`, or nothing if there is none yet. Bounds never decrease. Where
+    /// somebody else is reading it, `help` is called for as long as it gives true.
+    pub(super) fn next(
+        &self,
+        bound: Lsn,
+        help: impl Fn() -> bool,
+    ) -> Result<Option<Vec<u8>>, Trouble> {
+        let mut state = self.0.lock();
+        state.bound = bound;
+        state.nothing_up_to = Lsn::INVALID; // look again, even up to the same bound
         loop {
-            while self.under_way < CHUNKS_AHEAD {
-                let request = Request { bound, buffer: self.spare.pop().unwrap_or_default() };
-                let sent = self.requests.as_ref().is_some_and(|to| to.send(request).is_ok());
-                if !sent {
-                    return Err(gone());
-                }
-                self.under_way += 1;
+            if let Some(chunk) = state.chunks.pop_front() {
+                return Ok(Some(chunk?));
             }
-            let Answer { bound: asked, buffer, found } = self.answers.recv().map_err(|_| gone())?;
-            self.under_way -= 1;
-            if found? {
-                return Ok(Some(buffer));
-            }
-            self.give_back(buffer);
-            // An answer to an older request says nothing of what came since.
-            if asked == bound {
+            if state.nothing_up_to == bound {
                 return Ok(None);
             }
+            state = match state.reader {
+                Place::Here(_) => self.0.read(state),
+                Place::Taken => {
+                    drop(state);
+                    let has_helped = help();
+                    let state = self.0.lock();
+                    if has_helped || !matches!(state.reader, Place::Taken) {
+                        state
+                    } else {
+                        self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+                    }
+                }
+                Place::Gone => {
+                    return Err(Trouble::new(Kind::Io, "a thread that read the archive has ended"));
+                }
+            };
         }
+    }
+
+    /// Reading ahead, for the store's threads.
+    pub(super) fn side_work(&self) -> Arc<dyn SideWork> {
+        Arc::<Shared>::clone(&self.0)
     }
 
     /// Gives a buffer back whose WAL was used.
-    pub(super) fn give_back(&mut self, buffer: Vec<u8>) {
-        self.spare.push(buffer);
-    }
-}
-
-impl Drop for ReadAhead {
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported as a missing thread already.
-            drop(thread.join());
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        let mut state = self.0.lock();
+        if state.spare.len() < CHUNKS_AHEAD {
+            state.spare.push(buffer);
         }
     }
 }
 
-fn answer(mut reader: ArchiveReader, requests: &Receiver<Request>, answers: &Sender<Answer>) {
-    for Request { bound, buffer } in requests {
-        let (buffer, found) = match reader.next(bound) {
-            Ok(Some(_)) => (reader.take_wal(buffer), Ok(true)),
-            Ok(None) => (buffer, Ok(false)),
-            Err(error) => (buffer, Err(error)),
+impl SideWork for Shared {
+    /// Replay has taken the last chunk.
+    fn urgent(&self) -> bool {
+        self.read_ahead(1)
+    }
+
+    fn idle(&self) -> bool {
+        self.read_ahead(CHUNKS_AHEAD)
+    }
+}
+
+impl Shared {
+    /// Reads a chunk if there are fewer than this, and nobody else reads.
+    fn read_ahead(&self, chunks: usize) -> bool {
+        let state = self.lock();
+        let is_wanted = state.chunks.len() < chunks && state.nothing_up_to < state.bound;
+        if !is_wanted || !matches!(state.reader, Place::Here(_)) {
+            return false;
+        }
+        self.read(state).nothing_up_to == Lsn::INVALID
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the reader, which must be there, reads a chunk, and puts both back.
+    fn read<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let Place::Here(mut reader) = std::mem::replace(&mut state.reader, Place::Taken) else {
+            return state;
         };
-        if answers.send(Answer { bound, buffer, found }).is_err() {
-            return; // nobody waits any more
+        let (bound, mut buffer) = (state.bound, state.spare.pop().unwrap_or_default());
+        drop(state);
+        let lost = LostInPanic(self);
+        let found = match reader.next(bound) {
+            Ok(Some(_)) => {
+                buffer = reader.take_wal(buffer);
+                Some(Ok(buffer))
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        };
+        std::mem::forget(lost);
+        let mut state = self.lock();
+        if found.is_none() {
+            state.nothing_up_to = bound;
         }
+        state.chunks.extend(found);
+        state.reader = Place::Here(reader);
+        self.changed.notify_all();
+        state
+    }
+}
+
+struct LostInPanic<'a>(&'a Shared);
+
+impl Drop for LostInPanic<'_> {
+    fn drop(&mut self) {
+        self.0.lock().reader = Place::Gone;
+        self.0.changed.notify_all();
     }
 }

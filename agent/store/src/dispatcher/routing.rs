@@ -111,11 +111,11 @@ impl Routing<'_> {
         self.settle()?;
         let dispatcher = &mut *self.dispatcher;
         let gone = |ThreadGone| ReplayError::ThreadGone;
-        dispatcher.restart_points.wait().map_err(gone)?;
+        dispatcher.restart_points.wait(&dispatcher.workers).map_err(gone)?;
         let written = dispatcher.workers.write_back().map_err(gone)?;
         for _ in 0..dispatcher.workers.count() {
             // Why one could not is in `shared`.
-            written.recv().map_err(|_| ReplayError::ThreadGone)?;
+            dispatcher.workers.wait(&written).map_err(gone)?;
         }
         dispatcher.check()
     }
