@@ -5,6 +5,7 @@
 //! the worker then writes many cold pages at once, in file order.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -263,8 +264,8 @@ fn line_pointer(item: u16) -> usize {
     PAGE_HEADER_SIZE + usize::from(item).saturating_sub(1) * ITEM_ID_SIZE
 }
 
-/// The memory that pages lie in: regions of addresses, in which pieces of 2 MB get memory as they are
-/// reached, each with one call to the kernel instead of a fault for every 4 kB.
+/// The memory that pages lie in: regions of addresses, which get memory as they are reached, some
+/// pages at once instead of a fault for every 4 kB, or a piece of 2 MB as a huge page.
 ///
 /// ```text
 /// region, mapped    | up to a multiple of 2 MB | piece | piece | piece | ...
@@ -330,8 +331,9 @@ impl HugePages {
 const PIECE_PAGES: usize = 256;
 const PIECE_BYTES: usize = PIECE_PAGES * BLOCK_SIZE;
 
-/// What is populated at once as small pages.
-const POPULATE_BYTES: usize = 64 << 10;
+/// For how many pages memory comes at once, unless as a huge page: what others want of the address
+/// space, as their allocators do, waits that long.
+const STEP_PAGES: usize = 16;
 
 /// 64 MB. A power of two.
 const REGION_PAGES: usize = 32 * PIECE_PAGES;
@@ -348,10 +350,18 @@ impl Frames {
                 let left = self.pages_max - self.reached;
                 self.regions.push(Region::map(left.min(REGION_PAGES) * BLOCK_SIZE));
             }
-            let count = (self.pages_max - self.reached).min(PIECE_PAGES);
+            let begins_piece = self.reached.is_multiple_of(PIECE_PAGES);
+            let is_huge = begins_piece && self.huge_pages.is_next();
+            let count = if is_huge { PIECE_PAGES } else { STEP_PAGES };
+            let count = count.min(self.pages_max - self.reached);
             if let Some(region) = self.regions.last() {
                 let start = region.start + self.reached % REGION_PAGES * BLOCK_SIZE;
-                populate(&region.map, start..start + count * BLOCK_SIZE, &mut self.huge_pages);
+                let begun = Instant::now();
+                match region.populate(start..start + count * BLOCK_SIZE, is_huge) {
+                    Ok(()) if is_huge => self.huge_pages.took(begun.elapsed()),
+                    Ok(()) => {}
+                    Err(_) => self.huge_pages.never(), // it gets memory when it is touched
+                }
             }
             self.reached += count;
         }
@@ -370,35 +380,28 @@ impl Frames {
     }
 }
 
-/// Gives memory to a piece.
-fn populate(map: &MmapMut, piece: Range<usize>, huge_pages: &mut HugePages) {
-    let is_huge = huge_pages.is_next();
-    if is_huge {
-        // Kernels that do not know it, or are told not to: then it is slower, not wrong.
-        let _ = map.advise_range(Advice::HugePage, piece.start, piece.len());
-    }
-    let begun = Instant::now();
-    // What others want of the address space, as their allocators do, waits for each call.
-    let step = if is_huge { PIECE_BYTES } else { POPULATE_BYTES };
-    let populated = piece.clone().step_by(step).try_for_each(|start| {
-        map.advise_range(Advice::PopulateWrite, start, step.min(piece.end - start))
-    });
-    if populated.is_err() {
-        // It gets memory when it is touched.
-        let _ = map.advise_range(Advice::NoHugePage, piece.start, piece.len());
-        huge_pages.never();
-    } else if is_huge {
-        huge_pages.took(begun.elapsed());
-    }
-}
-
 impl Region {
     fn map(bytes: usize) -> Self {
         let map = MmapMut::map_anon(bytes + PIECE_BYTES).expect("address space for pages");
-        // Once and for all: advice for a single piece must wait until others are done populating.
+        // Once and for all: advice for a single step must wait until others are done populating.
         let _ = map.advise(Advice::NoHugePage);
         let start = map.as_ptr().addr().next_multiple_of(PIECE_BYTES) - map.as_ptr().addr();
         Self { map, start }
+    }
+
+    /// Gets memory for these bytes.
+    fn populate(&self, bytes: Range<usize>, is_huge: bool) -> io::Result<()> {
+        if !is_huge {
+            return self.map.advise_range(Advice::PopulateWrite, bytes.start, bytes.len());
+        }
+        // Kernels that do not know it, or are told not to: then it is slower, not wrong.
+        let _ = self.map.advise_range(Advice::HugePage, bytes.start, bytes.len());
+        let populated = self.map.advise_range(Advice::PopulateWrite, bytes.start, bytes.len());
+        if populated.is_err() {
+            // The time it takes does not show then, so nothing is risked.
+            let _ = self.map.advise_range(Advice::NoHugePage, bytes.start, bytes.len());
+        }
+        populated
     }
 }
 

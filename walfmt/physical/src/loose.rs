@@ -53,6 +53,12 @@ struct Gap {
     size: u16,
 }
 
+impl Gap {
+    const fn adjoins(self, other: Self) -> bool {
+        self.offset + self.size == other.offset || other.offset + other.size == self.offset
+    }
+}
+
 impl Loose {
     /// Whether there is something to be done.
     #[must_use]
@@ -74,8 +80,16 @@ impl Loose {
         let size = max_align(id.length.into());
         let end = usize::from(id.offset) + size;
         let is_inside = id.offset >= upper(page) && end <= special(page).into();
-        if id.has_storage() && is_inside && id.offset.is_multiple_of(8) {
-            self.gaps.push(Gap { offset: id.offset, size: size as u16 });
+        if !id.has_storage() || !is_inside || !id.offset.is_multiple_of(8) {
+            return;
+        }
+        let freed = Gap { offset: id.offset, size: size as u16 };
+        // Tuples that came together often go together; a larger one fits where they were.
+        match self.gaps.iter_mut().find(|gap| gap.adjoins(freed)) {
+            Some(gap) => {
+                *gap = Gap { offset: gap.offset.min(freed.offset), size: gap.size + freed.size };
+            }
+            None => self.gaps.push(freed),
         }
     }
 
