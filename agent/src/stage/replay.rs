@@ -309,6 +309,7 @@ impl Reading {
                 }
                 Step::NeedMore => break,
                 Step::Stop(stop) => {
+                    report(node, store);
                     return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))
                         .with_hint(
                             "the archive's file is damaged: get the segment back from the \
