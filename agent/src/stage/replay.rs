@@ -141,6 +141,7 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
         return Ok(Ended::Stopping);
     };
     store.set_side_work(reading.ahead.side_work());
+    report(node, &store); // where it begins, before anything else is known
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
