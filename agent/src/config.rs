@@ -100,7 +100,8 @@ pub(crate) struct ArchiveSection {
 pub(crate) struct StoreSection {
     /// The data directory that is kept replayed.
     pub(crate) data_directory: PathBuf,
-    /// Threads that replay, reading the archive included.
+    /// Threads that replay, reading the archive included; at least two are used. Pages have as many
+    /// shares.
     #[serde(default = "default_workers")]
     pub(crate) workers: usize,
     /// Memory for pages.

@@ -35,8 +35,8 @@ impl Decoder {
     }
 
     /// Decodes one whole piece and appends its content, at most `room` bytes, to `out`. The
-    /// library checks the content checksum when a frame ends, unless told not to. After an error the decoder must be
-    /// reset; `out` is as before.
+    /// library checks the content checksum when a frame ends, unless told not to. After an error
+    /// the decoder must be reset; `out` is as before.
     pub(crate) fn decode(
         &mut self,
         piece: &[u8],

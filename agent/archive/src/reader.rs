@@ -15,7 +15,8 @@ const CHUNK_WAL_BYTES: usize = 256 << 10;
 ///
 /// The file may be growing meanwhile, in this process or another: only whole blocks are decoded,
 /// and a partial one at the tip is "not yet". Checksums are verified as frames end, so damage is
-/// reported at the latest with the last block of its frame.
+/// reported at the latest with the last block of its frame; a reader [for
+/// records](ArchiveReader::for_records) leaves that to who checks the records.
 ///
 /// - `segment` start `<= begin <= position`, and `wal` holds what was decoded up to `position`.
 /// - Everything handed out ends at or before the caller's bound.
@@ -289,7 +290,7 @@ impl ArchiveReader {
     }
 
     fn is_full(&self) -> bool {
-        // A frame is never much larger.
+        // For records a chunk is a frame, and that ends with its cell at the latest.
         !self.for_records && self.chunk.wal.len() >= CHUNK_WAL_BYTES
     }
 

@@ -1,4 +1,4 @@
-//! The crew: the threads that run the workers, as many as there is work for.
+//! The crew: the threads that run the workers.
 //!
 //! A worker is not a thread. It has pages and an inbox, and is run by one thread at a time, whichever
 //! is free: a thread of the crew, or the dispatcher's, when it would have to wait otherwise. So as
