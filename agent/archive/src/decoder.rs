@@ -6,6 +6,10 @@ use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer, ResetDirectiv
 
 use crate::frame::{BLOCK_BYTES_MAX, FrameFault, WINDOW_LOG_MAX};
 
+/// How much room a buffer has at least before a piece is decoded into it: a block's content is at most
+/// 128 KB, so this is never filled and one call gives all of it.
+pub(crate) const DECODING_ROOM: usize = BLOCK_BYTES_MAX + 64;
+
 /// A zstd decoder that is fed whole pieces and gives all of their content at once.
 pub(crate) struct Decoder {
     context: DCtx<'static>,
@@ -60,8 +64,7 @@ impl Decoder {
         out: &mut Vec<u8>,
     ) -> Result<(), FrameFault> {
         let before = out.len();
-        // A block's content is at most 128 KB, so this is never filled and one call flushes all.
-        out.reserve(BLOCK_BYTES_MAX + 64);
+        out.reserve(DECODING_ROOM);
         let mut input = InBuffer::around(piece);
         let hint = loop {
             let consumed = input.pos();
@@ -83,7 +86,7 @@ impl Decoder {
             if hint == 0 {
                 return Err(FrameFault::Undecodable("a frame ends before its last block"));
             }
-            out.reserve(BLOCK_BYTES_MAX + 64);
+            out.reserve(DECODING_ROOM);
         };
         if (hint == 0) != ends_frame {
             return Err(FrameFault::Undecodable("a frame does not end with its last block"));

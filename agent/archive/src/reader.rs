@@ -2,8 +2,8 @@
 
 use walfmt::{Lsn, SegmentName, SegmentNumber, Timeline};
 
-use crate::archive::{Archive, cell_end, corrupt};
-use crate::decoder::Decoder;
+use crate::archive::{Archive, CELL_BYTES, cell_end, corrupt};
+use crate::decoder::{DECODING_ROOM, Decoder};
 use crate::error::{ArchiveError, Result};
 use crate::frame::FrameFault;
 use crate::pieces::{PieceError, Pieces};
@@ -121,13 +121,43 @@ impl ArchiveReader {
     pub fn for_records(mut self) -> Self {
         self.decoder.ignore_checksums();
         self.for_records = true;
+        self.chunk.wal = Self::wal_buffer();
         self
+    }
+
+    /// A buffer for the WAL of a chunk; a reader [for records](ArchiveReader::for_records) never
+    /// grows it.
+    #[must_use]
+    pub fn wal_buffer() -> Vec<u8> {
+        Vec::with_capacity(CELL_BYTES as usize + DECODING_ROOM)
+    }
+
+    /// Goes on at the start of this segment, without what is left of those before it. Does nothing
+    /// if it is there already.
+    pub fn skip_to(&mut self, segment: SegmentNumber) {
+        if segment <= self.segment {
+            return;
+        }
+        let start = self.archive.segment_size().start_of(segment);
+        self.segment = segment;
+        self.pieces = None;
+        (self.position, self.frame_start, self.begin) = (start, start, start);
+        self.copyable = false;
+        self.chunk.clear();
+        self.ahead = None;
+        self.handed_out = false;
     }
 
     /// The timeline that is read.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
         self.timeline
+    }
+
+    /// The segment that was read last, or is to be read next.
+    #[must_use]
+    pub const fn segment(&self) -> SegmentNumber {
+        self.segment
     }
 
     /// The next WAL up to `bound`, or nothing if there is none yet. Bounds are the positions that

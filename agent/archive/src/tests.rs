@@ -299,6 +299,33 @@ fn reading_for_records_steps_over_checksums() {
     }
 }
 
+/// What is left of a segment is neither read nor checked.
+#[test]
+fn reading_skips_to_a_segment() {
+    let sample = Sample::new();
+    let (files, archive) = Sample::archive(&sample.file[..sample.pieces[1].at]);
+    let segment = archive.segment_size().segment_of(Sample::START);
+    let next_start = archive.segment_size().end_of(segment);
+    let mut reader = ArchiveReader::open(&archive, TIMELINE, Sample::START).expect("opened");
+    assert!(reader.next(next_start).expect("read").is_some());
+    reader.skip_to(segment);
+    assert_eq!(reader.next(next_start).expect("read"), None, "it is there already, and at the end");
+
+    reader.skip_to(segment.next());
+    assert_eq!(reader.segment(), segment.next());
+    assert_eq!(reader.next(next_start.advance(MB)).expect("nothing yet"), None);
+    let next = archive.segment_path(archive.name(TIMELINE, segment.next()));
+    let next = files.open_append(&next).expect("created");
+    next.write_at(0, &sample.file).expect("written");
+    let end = next_start.advance(sample.wal.len() as u64);
+    let mut wal = Vec::new();
+    while let Some(chunk) = reader.next(end).expect("read") {
+        assert_eq!(chunk.start, next_start.advance(wal.len() as u64));
+        wal.extend_from_slice(chunk.wal);
+    }
+    assert!(wal == sample.wal);
+}
+
 #[test]
 fn damage_in_the_last_file_is_reported_or_cut_never_passed_on() {
     let sample = Sample::new();

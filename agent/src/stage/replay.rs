@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use walferry_archive::ArchiveReader;
 use walferry_store::{Store, StoreConfig};
-use walfmt::{Lsn, RecordStream, Step, StreamStart};
+use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart};
 
 use crate::control::Promotion;
 use crate::node::{Identity, Node};
@@ -22,7 +22,7 @@ use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "replay";
 /// How often positions are told on while there is work.
-const REPORT_INTERVAL: Duration = Duration::from_millis(5);
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 /// After how many records the time is looked at.
 const REPORT_RECORDS: u64 = 512;
 const IDLE_WAIT: Duration = Duration::from_millis(200);
@@ -241,6 +241,7 @@ impl CatchingUp {
 struct Reading {
     ahead: ReadAhead,
     stream: RecordStream,
+    segment_size: SegmentSize,
     begin: Lsn,
     /// When positions were last told.
     reported: Instant,
@@ -279,7 +280,8 @@ impl Reading {
         // what is left behind a segment switch is not looked at.
         stream.set_known_end(Lsn(u64::MAX));
         let reported = Instant::now();
-        Ok(Some(Self { ahead: ReadAhead::new(reader), stream, begin, reported }))
+        let ahead = ReadAhead::new(reader);
+        Ok(Some(Self { ahead, stream, segment_size: size, begin, reported }))
     }
 
     /// Replays the next chunk; false if there is none yet.
@@ -308,7 +310,10 @@ impl Reading {
                         self.reported = Instant::now();
                     }
                 }
-                Step::NeedMore => break,
+                Step::NeedMore => match self.stream.leave_out_fill(bound) {
+                    Some(start) => self.ahead.skip_to(self.segment_size.segment_of(start)),
+                    None => break,
+                },
                 Step::Stop(stop) => {
                     report(node, store);
                     return Err(Trouble::new(Kind::Corrupt, format_args!("archive: {stop}"))

@@ -135,6 +135,11 @@ impl PageCache {
         }
     }
 
+    /// Gets memory for pages that may come, some at once; `false` if there is enough.
+    pub(crate) fn prepare(&mut self) -> bool {
+        self.frames.prepare(self.keys.len())
+    }
+
     /// A slot for a page that is not here, with undefined contents; nothing if a changed page is in
     /// the way: then [`cold_changed`](Self::cold_changed) must be written first.
     pub(crate) fn claim(&mut self, key: PageKey) -> Option<usize> {
@@ -335,6 +340,9 @@ const PIECE_BYTES: usize = PIECE_PAGES * BLOCK_SIZE;
 /// space, as their allocators do, waits that long.
 const STEP_PAGES: usize = 16;
 
+/// For how many pages a thread with nothing to do gets memory before they come: 8 MB.
+const AHEAD_PAGES_MAX: usize = 1024;
+
 /// 64 MB. A power of two.
 const REGION_PAGES: usize = 32 * PIECE_PAGES;
 
@@ -346,25 +354,40 @@ impl Frames {
     /// Sees to it that there is memory for the first `pages` slots.
     fn reach(&mut self, pages: usize) {
         while self.reached < pages {
-            if self.reached == self.regions.len() * REGION_PAGES {
-                let left = self.pages_max - self.reached;
-                self.regions.push(Region::map(left.min(REGION_PAGES) * BLOCK_SIZE));
-            }
-            let begins_piece = self.reached.is_multiple_of(PIECE_PAGES);
-            let is_huge = begins_piece && self.huge_pages.is_next();
-            let count = if is_huge { PIECE_PAGES } else { STEP_PAGES };
-            let count = count.min(self.pages_max - self.reached);
-            if let Some(region) = self.regions.last() {
-                let start = region.start + self.reached % REGION_PAGES * BLOCK_SIZE;
-                let begun = Instant::now();
-                match region.populate(start..start + count * BLOCK_SIZE, is_huge) {
-                    Ok(()) if is_huge => self.huge_pages.took(begun.elapsed()),
-                    Ok(()) => {}
-                    Err(_) => self.huge_pages.never(), // it gets memory when it is touched
-                }
-            }
-            self.reached += count;
+            self.step();
         }
+    }
+
+    /// Takes a step beyond the first `pages` slots, which are in use; `false` if there is memory
+    /// enough already, as much as is in use or [`AHEAD_PAGES_MAX`].
+    fn prepare(&mut self, pages: usize) -> bool {
+        let enough = (pages + pages.min(AHEAD_PAGES_MAX)).min(self.pages_max);
+        let is_wanted = self.reached < enough;
+        if is_wanted {
+            self.step();
+        }
+        is_wanted
+    }
+
+    fn step(&mut self) {
+        if self.reached == self.regions.len() * REGION_PAGES {
+            let left = self.pages_max - self.reached;
+            self.regions.push(Region::map(left.min(REGION_PAGES) * BLOCK_SIZE));
+        }
+        let begins_piece = self.reached.is_multiple_of(PIECE_PAGES);
+        let is_huge = begins_piece && self.huge_pages.is_next();
+        let count = if is_huge { PIECE_PAGES } else { STEP_PAGES };
+        let count = count.min(self.pages_max - self.reached);
+        if let Some(region) = self.regions.last() {
+            let start = region.start + self.reached % REGION_PAGES * BLOCK_SIZE;
+            let begun = Instant::now();
+            match region.populate(start..start + count * BLOCK_SIZE, is_huge) {
+                Ok(()) if is_huge => self.huge_pages.took(begun.elapsed()),
+                Ok(()) => {}
+                Err(_) => self.huge_pages.never(), // it gets memory when it is touched
+            }
+        }
+        self.reached += count;
     }
 
     fn page(&self, slot: usize) -> &Page {
@@ -453,6 +476,23 @@ mod tests {
         assert!(cache.claim(key(9)).is_some());
         assert!(cache.changed_page(key(5)).is_some());
         assert!(cache.changed_page(key(9)).is_none());
+    }
+
+    #[test]
+    fn memory_is_prepared_for_as_many_pages_as_are_in_use() {
+        let key = keys();
+        let mut cache = PageCache::new(3 * STEP_PAGES - 1);
+        assert!(!cache.prepare(), "none is in use");
+        for (pages, has_memory) in [(1, 1), (STEP_PAGES / 2, 1), (STEP_PAGES, 2)] {
+            while cache.keys.len() < pages {
+                cache.claim(key(cache.keys.len() as u32)).unwrap();
+            }
+            while cache.prepare() {}
+            assert_eq!(cache.frames.reached, has_memory * STEP_PAGES, "{pages}");
+        }
+        cache.claim(key(99)).unwrap();
+        while cache.prepare() {}
+        assert_eq!(cache.frames.reached, cache.capacity());
     }
 
     #[test]

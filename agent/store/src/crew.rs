@@ -127,6 +127,7 @@ impl Crew {
         self.do_side_work(|work| work.urgent())
             || ends_well(|| self.run_one(), &self.has_panicked)
             || self.do_side_work(|work| work.idle())
+            || ends_well(|| self.prepare_one(), &self.has_panicked)
     }
 
     fn do_side_work(&self, piece: fn(&dyn SideWork) -> bool) -> bool {
@@ -141,18 +142,35 @@ impl Crew {
     fn run_one(&self) -> bool {
         let number = lock(&self.state).ready.pop_front();
         let Some(number) = number else { return false };
-        let seat = &self.seats[number];
-        // Taken out, so that it is gone, with its inbox, should it panic.
-        let worker = lock(&seat.worker).take();
-        let Some(mut worker) = worker else { return true };
-        let has_more = worker.work();
-        *lock(&seat.worker) = Some(worker);
-        seat.is_due.store(false, Ordering::SeqCst);
-        // Whoever told it something since it looked last saw that it was due.
-        if has_more || !seat.inbox.is_empty() {
+        let has_more = self.run(number, Worker::work);
+        if has_more == Some(true) {
             self.make_ready(number);
         }
         true
+    }
+
+    /// Lets a worker that is not due get memory for pages that may come; `false` if all have enough.
+    fn prepare_one(&self) -> bool {
+        (0..self.seats.len()).any(|number| {
+            !self.seats[number].is_due.swap(true, Ordering::SeqCst)
+                && self.run(number, Worker::prepare) == Some(true)
+        })
+    }
+
+    /// Lets a worker do a piece; nothing if it has panicked before. The caller has seen to it that
+    /// nobody else runs it.
+    fn run(&self, number: usize, piece: fn(&mut Worker) -> bool) -> Option<bool> {
+        let seat = &self.seats[number];
+        // Taken out, so that it is gone, with its inbox, should it panic.
+        let mut worker = lock(&seat.worker).take()?;
+        let outcome = piece(&mut worker);
+        *lock(&seat.worker) = Some(worker);
+        seat.is_due.store(false, Ordering::SeqCst);
+        // Whoever told it something since it looked last saw that it was due.
+        if !seat.inbox.is_empty() {
+            self.make_ready(number);
+        }
+        Some(outcome)
     }
 
     /// What a thread of the crew does until the end.

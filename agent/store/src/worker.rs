@@ -193,6 +193,11 @@ impl Worker {
         }
     }
 
+    /// Gets some memory for pages that may come; `false` if there is enough.
+    pub(crate) fn prepare(&mut self) -> bool {
+        self.parts.cache.prepare()
+    }
+
     fn apply(&mut self, batch: Batch) {
         let Batch { records, mut tasks, context, end } = batch;
         self.parts.context = context;

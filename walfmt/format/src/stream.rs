@@ -316,6 +316,20 @@ impl RecordStream {
         bytes
     }
 
+    /// Leaves out the rest of the segment that a switch is waiting for, provided that it is known to
+    /// exist and ends at or before `bound`. Gives where the next pushed byte belongs then: the start
+    /// of the next segment. The switch is the next record.
+    pub fn leave_out_fill(&mut self, bound: Lsn) -> Option<Lsn> {
+        let State::SwitchFill { end, .. } = self.state else { return None };
+        if end > self.known_end.min(bound) {
+            return None;
+        }
+        self.buffer.clear();
+        self.buffer_start = end;
+        self.position = end;
+        Some(end)
+    }
+
     /// Forgets all that was pushed after the last whole record. What was read at a live tip may
     /// have been rewritten since; the next pushed byte belongs at [`RecordStream::record_end`].
     pub fn rewind(&mut self) {

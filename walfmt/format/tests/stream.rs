@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use walfmt::record::RECORD_HEADER_SIZE;
 use walfmt::rmgr::{RmgrId, xlog};
 use walfmt::wal_page::{LONG_HEADER_SIZE, SHORT_HEADER_SIZE, WAL_PAGE_SIZE, header_size};
-use walfmt::{Lsn, SegmentSize, Timeline};
+use walfmt::{Lsn, SegmentSize, Step, Timeline};
 
 /// Reads `wal` whole, by the byte, and in pieces of odd lengths; gives what all three agree on.
 fn read_in_any_cut(wal: &Wal) -> Outcome {
@@ -279,6 +279,33 @@ fn a_segment_switch_ends_with_its_segment() {
         assert_eq!(next.start, segment_end.advance(LONG_HEADER_SIZE as u64));
         assert_reads_back(&wal);
     }
+}
+
+#[test]
+fn the_fill_of_a_segment_switch_can_be_left_out() {
+    let segment_end = Lsn(9 << 20);
+    let mut wal = Wal::before_segment_end(3);
+    wal.filler(100);
+    let switch = wal.switch();
+    wal.filler(100);
+    let mut stream = wal.stream();
+    let seen = switch.start.bytes_since(wal.start) as usize + 50; // the record and some of its fill
+    stream.push(&wal.bytes[..seen]);
+    let mut records = Vec::new();
+    while let Step::Record(record) = stream.poll() {
+        records.push((record.start, record.end));
+    }
+    assert_eq!(stream.leave_out_fill(segment_end), None, "whether it exists is not known");
+    stream.set_known_end(segment_end.advance(PAGE));
+    assert_eq!(stream.leave_out_fill(Lsn(segment_end.0 - 1)), None, "beyond the bound");
+    assert_eq!(stream.leave_out_fill(segment_end), Some(segment_end));
+    assert_eq!(stream.pushed_end(), segment_end);
+    stream.push(&wal.bytes[segment_end.bytes_since(wal.start) as usize..]);
+    while let Step::Record(record) = stream.poll() {
+        records.push((record.start, record.end));
+    }
+    assert_eq!(records, starts_and_ends(&wal.records));
+    assert_eq!(stream.leave_out_fill(Lsn(u64::MAX)), None, "no switch waits");
 }
 
 #[test]

@@ -140,6 +140,16 @@ pub(crate) fn set_heap_item(
     Ok(start..start + length)
 }
 
+/// An item that begins at this place, if there is one.
+pub(crate) fn item_at(page: &Page, offset: u16) -> Option<(u16, ItemId)> {
+    let (pointers, _) = page[PAGE_HEADER_SIZE..].as_chunks::<ITEM_ID_SIZE>();
+    let pointers = pointers[..max_offset(page).into()].iter().map(|raw| u32::from_le_bytes(*raw));
+    (1..)
+        .zip(pointers)
+        .find(|(_, raw)| *raw as u16 & 0x7FFF == offset && raw >> 17 != 0)
+        .map(|(item, raw)| (item, ItemId::from_raw(raw)))
+}
+
 /// Whether an item of this number can be put on a heap page.
 fn check_heap_item(page: &Page, item: u16) -> Result<(), PageError> {
     let count = max_offset(page);

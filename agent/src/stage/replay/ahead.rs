@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use walferry_archive::{ArchiveError, ArchiveReader};
 use walferry_store::SideWork;
-use walfmt::Lsn;
+use walfmt::{Lsn, SegmentNumber};
 
 use crate::trouble::{Kind, Trouble};
 
@@ -32,12 +32,19 @@ struct Shared {
 struct State {
     reader: Place,
     /// Never changed but together with `reader`: so they are in order.
-    chunks: VecDeque<Result<Vec<u8>, ArchiveError>>,
+    chunks: VecDeque<Chunk>,
+    /// What lies before this segment is not wanted.
+    from: SegmentNumber,
     /// Emptied buffers.
     spare: Vec<Vec<u8>>,
     bound: Lsn,
     /// There was nothing more up to this bound.
     nothing_up_to: Lsn,
+}
+
+struct Chunk {
+    segment: SegmentNumber,
+    wal: Result<Vec<u8>, ArchiveError>,
 }
 
 enum Place {
@@ -53,6 +60,7 @@ impl ReadAhead {
         let state = State {
             reader: Place::Here(Box::new(reader)),
             chunks: VecDeque::new(),
+            from: SegmentNumber(0),
             spare: Vec::new(),
             bound: Lsn::INVALID,
             nothing_up_to: Lsn::INVALID,
@@ -72,7 +80,7 @@ impl ReadAhead {
         state.nothing_up_to = Lsn::INVALID; // look again, even up to the same bound
         loop {
             if let Some(chunk) = state.chunks.pop_front() {
-                return Ok(Some(chunk?));
+                return Ok(Some(chunk.wal?));
             }
             if state.nothing_up_to == bound {
                 return Ok(None);
@@ -101,11 +109,31 @@ impl ReadAhead {
         Arc::<Shared>::clone(&self.0)
     }
 
+    /// Goes on with this segment: what was read of those before it, or is being read, is dropped.
+    pub(super) fn skip_to(&self, segment: SegmentNumber) {
+        let mut state = self.0.lock();
+        state.from = segment;
+        while let Some(chunk) = state.chunks.pop_front_if(|chunk| chunk.segment < segment) {
+            state.drop_chunk(chunk);
+        }
+    }
+
     /// Gives a buffer back whose WAL was used.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
-        let mut state = self.0.lock();
-        if state.spare.len() < CHUNKS_AHEAD {
-            state.spare.push(buffer);
+        self.0.lock().keep_buffer(buffer);
+    }
+}
+
+impl State {
+    fn drop_chunk(&mut self, chunk: Chunk) {
+        if let Ok(buffer) = chunk.wal {
+            self.keep_buffer(buffer);
+        }
+    }
+
+    fn keep_buffer(&mut self, buffer: Vec<u8>) {
+        if self.spare.len() < CHUNKS_AHEAD && buffer.capacity() > 0 {
+            self.spare.push(buffer);
         }
     }
 }
@@ -141,23 +169,25 @@ impl Shared {
         let Place::Here(mut reader) = std::mem::replace(&mut state.reader, Place::Taken) else {
             return state;
         };
-        let (bound, mut buffer) = (state.bound, state.spare.pop().unwrap_or_default());
+        reader.skip_to(state.from);
+        let (bound, buffer) = (state.bound, state.spare.pop());
         drop(state);
         let lost = LostInPanic(self);
         let found = match reader.next(bound) {
             Ok(Some(_)) => {
-                buffer = reader.take_wal(buffer);
-                Some(Ok(buffer))
+                Some(Ok(reader.take_wal(buffer.unwrap_or_else(ArchiveReader::wal_buffer))))
             }
             Ok(None) => None,
             Err(error) => Some(Err(error)),
         };
         std::mem::forget(lost);
         let mut state = self.lock();
-        if found.is_none() {
-            state.nothing_up_to = bound;
+        match found.map(|wal| Chunk { segment: reader.segment(), wal }) {
+            Some(chunk) if chunk.segment < state.from => state.drop_chunk(chunk),
+            Some(chunk) => state.chunks.push_back(chunk),
+            None if reader.segment() < state.from => {} // there may be more behind what was skipped
+            None => state.nothing_up_to = bound,
         }
-        state.chunks.extend(found);
         state.reader = Place::Here(reader);
         self.changed.notify_all();
         state
