@@ -125,8 +125,8 @@ impl ArchiveReader {
         self
     }
 
-    /// A buffer for the WAL of a chunk; a reader [for records](ArchiveReader::for_records) never
-    /// grows it.
+    /// A buffer for the WAL of a chunk; a reader [for records](ArchiveReader::for_records) does not
+    /// grow it, except where a chunk had to wait for a larger bound.
     #[must_use]
     pub fn wal_buffer() -> Vec<u8> {
         Vec::with_capacity(CELL_BYTES as usize + DECODING_ROOM)

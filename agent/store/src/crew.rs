@@ -37,8 +37,20 @@ pub trait SideWork: Send + Sync {
     fn idle(&self) -> bool;
 }
 
-pub(crate) struct Crew {
-    seats: Vec<Seat>,
+/// Who is run by a thread of the crew: one at a time, whichever is free.
+pub(crate) trait Member: Send {
+    /// Does some of what it was told, if there is anything.
+    fn work(&mut self);
+
+    /// Whether it has more to do than what is in its inbox.
+    fn has_more(&self) -> bool;
+
+    /// Gets some memory that it may need; `false` if it has enough.
+    fn prepare(&mut self) -> bool;
+}
+
+pub(crate) struct Crew<M = Worker> {
+    seats: Vec<Seat<M>>,
     state: Mutex<State>,
     /// There is something in `ready`, or the end has come.
     changed: Condvar,
@@ -48,12 +60,12 @@ pub(crate) struct Crew {
 }
 
 /// A worker's place while nobody runs it.
-struct Seat {
+struct Seat<M> {
     inbox: Sender<Message>,
     /// Whether its number is in `ready`, or it is being run.
     is_due: AtomicBool,
     /// Nothing while it is being run, and after a panic.
-    worker: Mutex<Option<Box<Worker>>>,
+    worker: Mutex<Option<Box<M>>>,
 }
 
 #[derive(Default)]
@@ -67,7 +79,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkerGone;
 
-impl Crew {
+impl<M: Member> Crew<M> {
     /// A crew for workers with these inboxes, who [take their seats](Self::seat) later.
     pub(crate) fn new(inboxes: Vec<Sender<Message>>) -> Self {
         let seat = |inbox| Seat { inbox, is_due: AtomicBool::new(false), worker: Mutex::new(None) };
@@ -86,7 +98,7 @@ impl Crew {
         self.seats.len()
     }
 
-    pub(crate) fn seat(&self, number: usize, worker: Worker) {
+    pub(crate) fn seat(&self, number: usize, worker: M) {
         *lock(&self.seats[number].worker) = Some(Box::new(worker));
     }
 
@@ -142,10 +154,10 @@ impl Crew {
     fn run_one(&self) -> bool {
         let number = lock(&self.state).ready.pop_front();
         let Some(number) = number else { return false };
-        let has_more = self.run(number, Worker::work);
-        if has_more == Some(true) {
-            self.make_ready(number);
-        }
+        self.run(number, |member| {
+            member.work();
+            true
+        });
         true
     }
 
@@ -153,21 +165,22 @@ impl Crew {
     fn prepare_one(&self) -> bool {
         (0..self.seats.len()).any(|number| {
             !self.seats[number].is_due.swap(true, Ordering::SeqCst)
-                && self.run(number, Worker::prepare) == Some(true)
+                && self.run(number, M::prepare) == Some(true)
         })
     }
 
     /// Lets a worker do a piece; nothing if it has panicked before. The caller has seen to it that
     /// nobody else runs it.
-    fn run(&self, number: usize, piece: fn(&mut Worker) -> bool) -> Option<bool> {
+    fn run(&self, number: usize, piece: fn(&mut M) -> bool) -> Option<bool> {
         let seat = &self.seats[number];
         // Taken out, so that it is gone, with its inbox, should it panic.
         let mut worker = lock(&seat.worker).take()?;
         let outcome = piece(&mut worker);
+        // Asked here, whatever the piece was: whoever else would make it ready saw that it was due.
+        let has_more = worker.has_more();
         *lock(&seat.worker) = Some(worker);
         seat.is_due.store(false, Ordering::SeqCst);
-        // Whoever told it something since it looked last saw that it was due.
-        if !seat.inbox.is_empty() {
+        if has_more || !seat.inbox.is_empty() {
             self.make_ready(number);
         }
         Some(outcome)
@@ -214,4 +227,72 @@ fn ends_well(work: impl FnOnce() -> bool, has_panicked: &AtomicBool) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use crossbeam_channel::{Receiver, unbounded};
+
+    use super::*;
+
+    const STEPS: u32 = 200_000;
+
+    /// Told once, it has a lot to do, a step at a time.
+    struct Counting {
+        inbox: Receiver<Message>,
+        left: u32,
+        answer: Option<Sender<walfmt::Lsn>>,
+    }
+
+    impl Member for Counting {
+        fn work(&mut self) {
+            if let Ok(Message::Pass(answer)) = self.inbox.try_recv() {
+                (self.left, self.answer) = (STEPS, Some(answer));
+            }
+            self.left = self.left.saturating_sub(1);
+            if self.left == 0
+                && let Some(answer) = self.answer.take()
+            {
+                answer.send(walfmt::Lsn(1)).expect("somebody waits");
+            }
+        }
+
+        fn has_more(&self) -> bool {
+            self.left > 0
+        }
+
+        /// Always: so that two threads are after each worker.
+        fn prepare(&mut self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn what_is_left_to_do_is_not_forgotten_while_memory_is_prepared() {
+        let (senders, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| unbounded()).unzip();
+        let crew = Arc::new(Crew::new(senders));
+        for (number, inbox) in inboxes.into_iter().enumerate() {
+            crew.seat(number, Counting { inbox, left: 0, answer: None });
+        }
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| crew.serve());
+            }
+            for _ in 0..5 {
+                let (answer, answers) = unbounded();
+                for number in 0..2 {
+                    assert!(crew.tell(number, Message::Pass(answer.clone())).is_ok());
+                }
+                let both = (0..2).all(|_| answers.recv_timeout(Duration::from_secs(60)).is_ok());
+                if !both {
+                    crew.end();
+                }
+                assert!(both, "a worker was forgotten");
+            }
+            crew.end();
+        });
+    }
 }

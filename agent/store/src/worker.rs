@@ -23,7 +23,7 @@ use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, likely_item,
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::cache::{Hint, PageCache, PageKey};
-use crate::crew::Crew;
+use crate::crew::{Crew, Member};
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
@@ -147,6 +147,20 @@ struct WritingRestartPoint {
     answer: Sender<bool>,
 }
 
+impl Member for Worker {
+    fn work(&mut self) {
+        Self::work(self);
+    }
+
+    fn has_more(&self) -> bool {
+        self.has_to_write()
+    }
+
+    fn prepare(&mut self) -> bool {
+        self.parts.cache.prepare()
+    }
+}
+
 impl Worker {
     pub(crate) fn new(parts: WorkerParts) -> Self {
         Self {
@@ -162,13 +176,12 @@ impl Worker {
         }
     }
 
-    /// Does what it was told, up to the next batch, or writes some pages of a restart point. Gives
-    /// whether there is more to write; whether there is more in the inbox is for others to see.
-    pub(crate) fn work(&mut self) -> bool {
+    /// Does what it was told, up to the next batch, or writes some pages of a restart point.
+    fn work(&mut self) {
         loop {
             let message = self.parts.inbox.try_recv().ok();
             if message.is_none() && !self.has_to_write() {
-                return false;
+                return;
             }
             self.apply_early_notes();
             let is_much = matches!(message, None | Some(Message::Batch(_)));
@@ -188,14 +201,9 @@ impl Worker {
             }
             self.continue_restart_point(WRITE_BACK_STEP_PAGES);
             if is_much {
-                return self.has_to_write();
+                return;
             }
         }
-    }
-
-    /// Gets some memory for pages that may come; `false` if there is enough.
-    pub(crate) fn prepare(&mut self) -> bool {
-        self.parts.cache.prepare()
     }
 
     fn apply(&mut self, batch: Batch) {

@@ -243,15 +243,7 @@ fn put_updated(
     let Some(old_offnum) = old_offnum else {
         return Err(Fault::corrupt("the new tuple needs the old one, which is on another page"));
     };
-    let attributes = attributes_of(page, old_offnum)?;
-    // PostgreSQL counts the suffix from the tuple's end alone, so it may reach over the prefix.
-    if prefix.max(suffix) > attributes.len() {
-        let available = attributes.len();
-        return Err(Fault::corrupt(format!(
-            "the new tuple takes {prefix} and {suffix} bytes from the old one, which has \
-             {available}"
-        )));
-    }
+    check_taken(prefix, suffix, &attributes_of(page, old_offnum)?)?;
     let bitmap = usize::from(image.hoff).checked_sub(HeapTupleHeader::SIZE);
     let parts = bitmap.and_then(|bitmap| image.bytes.split_at_checked(bitmap));
     let Some((bitmap, middle)) = parts else {
@@ -262,13 +254,27 @@ fn put_updated(
         )));
     };
     let place = loose.reserve_item(page, new_offnum, length)?;
-    let attributes = attributes_of(page, old_offnum)?; // it may have been moved
+    // It may have been moved; where items overlap it may even have become another.
+    let attributes = attributes_of(page, old_offnum)?;
+    check_taken(prefix, suffix, &attributes)?;
     put_tuple(page, place.start, header, bitmap);
     let at = place.start + HeapTupleHeader::SIZE + bitmap.len();
     page.copy_within(attributes.start..attributes.start + prefix, at);
     page[at + prefix..][..middle.len()].copy_from_slice(middle);
     page.copy_within(attributes.end - suffix..attributes.end, at + prefix + middle.len());
     Ok(())
+}
+
+/// The old tuple has what the new one takes from it. PostgreSQL counts the suffix from the tuple's end
+/// alone, so it may reach over the prefix.
+fn check_taken(prefix: usize, suffix: usize, attributes: &Range<usize>) -> Result<(), Fault> {
+    let available = attributes.len();
+    if prefix.max(suffix) <= available {
+        return Ok(());
+    }
+    Err(Fault::corrupt(format!(
+        "the new tuple takes {prefix} and {suffix} bytes from the old one, which has {available}"
+    )))
 }
 
 /// Where a tuple's attributes are on its page.
@@ -476,5 +482,39 @@ impl<'p> Tuple<'p> {
     fn forget_cmax(&mut self) {
         self.set_field3(0);
         self.set_infomask(self.infomask() & !HEAP_COMBOCID);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use walfmt::page::ItemId;
+
+    use super::*;
+
+    /// Making room moves bytes that, on a corrupt page, are the old tuple's too.
+    #[test]
+    fn an_old_tuple_that_is_overwritten_meanwhile_is_corrupt() {
+        for hole in [0, 64] {
+            let mut page = [0; walfmt::BLOCK_SIZE];
+            page::init(&mut page, 0);
+            let mut old = [0_u8; 32];
+            old[22] = 24;
+            page::put_item(&mut page, 1, &old).expect("fits");
+            page::put_item(&mut page, 2, &[0; 32]).expect("fits");
+            page::set_item_id(&mut page, 2, ItemId::normal(8160, 32)).expect("there");
+            let upper = usize::from(walfmt::page::upper(&page)) + 32 - hole;
+            page::set_upper(&mut page, upper);
+            page::put_item(&mut page, 3, &vec![1; (upper - 88) / 8 * 8]).expect("fits");
+            page::put_item(&mut page, 4, &[32; 32]).expect("fits");
+            let mut loose = Loose::default();
+            loose.free(&page, page::item_id(&page, 2).expect("there"));
+            page::set_item_id(&mut page, 2, ItemId::UNUSED).expect("there");
+            loose.begin(&mut page).expect("valid page");
+            let image = TupleImage { infomask2: 0, infomask: 0, hoff: 24, bytes: &[0; 9] };
+            let updated = UpdatedTuple { prefix_length: 8, suffix_length: 0, tuple: image };
+            let header = [0; HeapTupleHeader::SIZE];
+            let put = put_updated(&updated, &header, Some(1), 2, &mut page, &mut loose);
+            assert!(put.is_err(), "{hole}");
+        }
     }
 }

@@ -165,8 +165,13 @@ impl Loose {
             if room >= needed {
                 return true;
             }
+            // On a valid page all that is moved or passed is free. Where items overlap it is not.
+            let gain = self.gain(page);
             // What lies lowest may be a gap by now.
             if let Some(at) = self.gaps.iter().position(|gap| gap.offset == bottom) {
+                if self.gaps[at].size > gain {
+                    return false;
+                }
                 page::set_upper(page, (bottom + self.gaps.swap_remove(at).size).into());
                 continue;
             }
@@ -174,7 +179,8 @@ impl Loose {
             let size = max_align(id.length.into());
             let end = usize::from(bottom) + size;
             let at = self.gaps.iter().rposition(|gap| usize::from(gap.size) >= size);
-            let Some(at) = at.filter(|_| end <= special(page).into()) else { return false };
+            let is_free = end <= special(page).into() && size <= gain.into();
+            let Some(at) = at.filter(|_| is_free) else { return false };
             let gap = &mut self.gaps[at];
             let moved = ItemId { offset: gap.offset, ..id };
             if page::set_item_id(page, item, moved).is_err() {
@@ -269,6 +275,27 @@ mod tests {
         loose.pack(&mut found);
         assert_eq!(contents(&found), contents(&expected));
         assert!(!loose.is_loose());
+    }
+
+    /// Gaps of items that overlap speak of the same bytes: no more is put on the page than fits.
+    #[test]
+    fn overlapping_items_make_no_room() {
+        let mut page = [0; walfmt::BLOCK_SIZE];
+        page::init(&mut page, 0);
+        page::put_item(&mut page, 1, &[7; 8000]).expect("fits");
+        for item in 2..=5 {
+            page::put_item(&mut page, item, b"x").expect("fits");
+            set_item_id(&mut page, item, ItemId::normal(192, 8000)).expect("is there");
+        }
+        let mut loose = Loose::default();
+        for item in 2..=5 {
+            prune(&mut page, &mut loose, item);
+        }
+        page::set_upper(&mut page, 192);
+        loose.begin(&mut page).expect("valid page");
+        let put = (2..=100).take_while(|item| loose.reserve_item(&mut page, *item, 200).is_ok());
+        assert_eq!(put.count(), 0);
+        loose.pack(&mut page);
     }
 
     /// The lowest item goes into the gap where it fits; where it does not, the page is packed.

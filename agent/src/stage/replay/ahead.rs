@@ -170,18 +170,20 @@ impl Shared {
             return state;
         };
         reader.skip_to(state.from);
-        let (bound, buffer) = (state.bound, state.spare.pop());
+        let (bound, spare) = (state.bound, state.spare.pop());
         drop(state);
         let lost = LostInPanic(self);
-        let found = match reader.next(bound) {
+        let (found, unused) = match reader.next(bound) {
             Ok(Some(_)) => {
-                Some(Ok(reader.take_wal(buffer.unwrap_or_else(ArchiveReader::wal_buffer))))
+                let wal = reader.take_wal(spare.unwrap_or_else(ArchiveReader::wal_buffer));
+                (Some(Ok(wal)), None)
             }
-            Ok(None) => None,
-            Err(error) => Some(Err(error)),
+            Ok(None) => (None, spare),
+            Err(error) => (Some(Err(error)), spare),
         };
         std::mem::forget(lost);
         let mut state = self.lock();
+        state.keep_buffer(unused.unwrap_or_default());
         match found.map(|wal| Chunk { segment: reader.segment(), wal }) {
             Some(chunk) if chunk.segment < state.from => state.drop_chunk(chunk),
             Some(chunk) => state.chunks.push_back(chunk),
