@@ -61,11 +61,12 @@ enum Verb {
     ///
     /// Example: walferry run --config /etc/walferry/walferry.toml
     Run,
-    /// Make the store from a base backup.
+    /// Make the store from a base backup, which the leader's agent sends, or from one that is there.
     ///
     /// The store must be empty. The WAL that the backup needs is in the archive when this is done.
+    /// Interrupted, it leaves nothing under the store's name, and is simply run again.
     ///
-    /// Example: pg_basebackup -D /backup && walferry bootstrap --from /backup
+    /// Example: walferry bootstrap --fast-checkpoint
     Bootstrap(verb::bootstrap::Arguments),
     /// Show where this node stands.
     ///

@@ -369,7 +369,8 @@ fn spawn(
     Ok((name, thread))
 }
 
-async fn wait_for_signal() -> Result<(), Trouble> {
+/// Waits for SIGTERM or SIGINT.
+pub(crate) async fn wait_for_signal() -> Result<(), Trouble> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error| Trouble::io("waiting for signals", error);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -1,4 +1,6 @@
-//! The only file that talks SQL to PostgreSQL.
+//! The only file that talks SQL to PostgreSQL; beside it, [`replication`] asks for base backups.
+
+pub(crate) mod replication;
 
 use tokio_postgres::{Client, NoTls};
 use walfmt::Lsn;

@@ -3,6 +3,7 @@
 //! A stage stops alone: what ends one leaves the others running. A stopped replay never stops the
 //! archive.
 
+pub(crate) mod backup;
 pub(crate) mod horizon;
 pub(crate) mod receive;
 pub(crate) mod replay;

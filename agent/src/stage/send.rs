@@ -25,7 +25,7 @@ use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart, Timeline};
 use crate::clock;
 use crate::node::Node;
 use crate::positions::Position;
-use crate::stage::{State, tail};
+use crate::stage::{State, backup, tail};
 use crate::trouble::Trouble;
 
 const STAGE: &str = "send";
@@ -131,6 +131,9 @@ async fn exchange(
                             );
                         });
                     }
+                }
+                SenderEvent::BackupRequested(request) => {
+                    return backup::serve(node, stream, sender, request).await;
                 }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),

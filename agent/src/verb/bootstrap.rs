@@ -1,7 +1,8 @@
 //! `walferry bootstrap`: from a base backup to a store that the agent can replay into.
 //!
 //! ```text
-//! backup/            ──copy──►  <store>.part ──────────────rename──► <store>
+//! a peer's server    ──tar ──►  <store>.part ──────────────rename──► <store>
+//! or backup/         ──copy──►
 //! backup/pg_wal      ──check, compress──►  archive  ◄── the rest, from a peer
 //!                                             │
 //!                               checkpoint and end of backup are there: pg_control may say
@@ -12,6 +13,8 @@
 //! name before all of it is: an interrupted bootstrap is simply run again. The backup is only read.
 
 mod copy;
+mod network;
+mod unpack;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use walferry_archive::{Archive, ArchiveReader, OsFiles};
+use walferry_archive::{Archive, ArchiveReader, ArchiveWriter, OsFiles};
 use walferry_store::Store;
 use walfmt::backup_label::BackupLabel;
 use walfmt::control::ControlFile;
@@ -37,23 +40,39 @@ use crate::verb::bootstrap::copy::Copy;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A plain base backup, as `pg_basebackup -Fp` makes it. It is only read.
+    /// A plain base backup, as `pg_basebackup -Fp` makes it, to be used instead of one from a peer.
+    /// It is only read.
     #[arg(long, value_name = "DIR")]
-    from: PathBuf,
+    from: Option<PathBuf>,
+    /// Have the leader's server make its checkpoint at once, not spread over its usual time.
+    #[arg(long, conflicts_with = "from")]
+    fast_checkpoint: bool,
+    /// How many kB per second the leader's server may read at most (32 to 1048576).
+    #[arg(long, value_name = "KB", conflicts_with = "from", default_value = "0", hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    max_rate: u32,
 }
 
 pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     let config = Config::load(config)?;
-    let backup = arguments.from;
     let target = config.store()?.data_directory.clone();
     check_target(&target)?;
     if control_answers(&config) {
         return Err(Trouble::misuse("the agent of this node is running")
             .with_hint("stop it, bootstrap, start it again"));
     }
-    let (control, label) = read_backup(&backup)?;
-
     let node = Arc::new(Node::new(config)?);
+    match arguments.from {
+        Some(backup) => from_directory(&node, &backup, &target),
+        None => {
+            let Arguments { fast_checkpoint, max_rate, .. } = arguments;
+            from_peer(&node, &target, network::Options { fast_checkpoint, max_rate })
+        }
+    }
+}
+
+fn from_directory(node: &Arc<Node>, backup: &Path, target: &Path) -> Result<(), Trouble> {
+    let (control, label) = read_backup(backup)?;
     let identity = Identity {
         system_identifier: control.system_identifier,
         timeline: label.timeline,
@@ -61,12 +80,56 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
         version: control.version,
     };
     let archive = node.open_archive(identity)?;
-    let copy = Copy::make(&backup, &target, control.version)?;
-    import_wal(&node, &archive, identity, &backup, &label)?;
-    let facts = collect(&node, &archive, identity, &label)?;
-    let prepared = Store::prepare(copy.part(), &facts.check_point, label.check_point, &label);
+    let copy = Copy::make(backup, target, control.version)?;
+    let begin = identity.segment_size.start_of(identity.segment_size.segment_of(label.redo));
+    let writer = open_archive_at(node, &archive, identity, begin, label.redo)?;
+    if let Some(writer) = writer {
+        import_wal(node, &archive, identity, backup, begin, writer)?;
+    }
+    finish(node, &archive, identity, copy, &label)
+}
+
+/// With a backup that the leader's agent relays. Its WAL is in the leader's archive.
+fn from_peer(node: &Arc<Node>, target: &Path, options: network::Options) -> Result<(), Trouble> {
+    let Source::Receive(peers) = node.config.source()? else {
+        return Err(Trouble::misuse("[source] names no peers to get a backup from")
+            .with_hint("bootstrap makes followers; on a leader there is nothing to bootstrap"));
+    };
+    let prepare = |identity: Identity| node.open_archive(identity).map(drop);
+    let (copy, identity) = network::fetch(node, &peers, target, options, prepare)?;
+    let prepared = read_backup(copy.part()).and_then(|(control, label)| {
+        if control.system_identifier != identity.system_identifier {
+            return Err(Trouble::new(
+                Kind::Corrupt,
+                "the backup is of another cluster than its leader",
+            ));
+        }
+        let archive = node.open_archive(identity)?;
+        let begin = identity.segment_size.start_of(identity.segment_size.segment_of(label.redo));
+        drop(open_archive_at(node, &archive, identity, begin, label.redo)?);
+        Ok((archive, label))
+    });
+    match prepared {
+        Ok((archive, label)) => finish(node, &archive, identity, copy, &label),
+        Err(trouble) => {
+            copy.discard();
+            Err(trouble)
+        }
+    }
+}
+
+/// Gets the WAL that is still missing, and makes a store of the copy.
+fn finish(
+    node: &Arc<Node>,
+    archive: &Archive,
+    identity: Identity,
+    copy: Copy,
+    label: &BackupLabel,
+) -> Result<(), Trouble> {
+    let facts = collect(node, archive, identity, label)?;
+    let prepared = Store::prepare(copy.part(), &facts.check_point, label.check_point, label);
     prepared.map_err(|error| Trouble::new(Kind::Unsupported, error))?;
-    copy.put_in_place()?;
+    let target = copy.put_in_place()?;
     println!(
         "{} is ready: replay begins at {}, the backup ended at {}, the archive holds WAL up to {}",
         target.display(),
@@ -109,27 +172,24 @@ fn read_backup(backup: &Path) -> Result<(ControlFile, BackupLabel), Trouble> {
     Ok((control, label))
 }
 
-/// Puts the backup's own WAL into the archive: all of it, or what an earlier bootstrap that was
-/// interrupted left to do. What the archive holds already must be the same, and must not begin
-/// after the backup.
-fn import_wal(
+/// Opens the archive where the backup's WAL belongs, which begins at `begin`; nothing if what it holds
+/// ends before. What it holds already must not begin after the backup.
+fn open_archive_at(
     node: &Node,
     archive: &Archive,
     identity: Identity,
-    backup: &Path,
-    label: &BackupLabel,
-) -> Result<(), Trouble> {
+    begin: Lsn,
+    redo: Lsn,
+) -> Result<Option<ArchiveWriter>, Trouble> {
     let size = identity.segment_size;
-    let begin = size.start_of(size.segment_of(label.redo));
     let extent = archive.extent(identity.timeline)?;
     if let Some(extent) = &extent {
         let first = extent.first.number(size).map_or(Lsn(u64::MAX), |first| size.start_of(first));
         if first > begin {
             return Err(Trouble::misuse(format_args!(
-                "the archive in {} begins with {}, the backup at {}",
+                "the archive in {} begins with {}, the backup at {redo}",
                 archive.dir().display(),
                 extent.first,
-                label.redo
             ))
             .with_hint("move that directory away: it does not reach back to this backup"));
         }
@@ -139,10 +199,22 @@ fn import_wal(
         // Cuts off what a crash of this machine may have spoiled.
         receive::Chain::of_archive(archive, &mut writer)?;
     }
+    // What is missing before the backup is received.
+    Ok((writer.content_end() >= begin).then_some(writer))
+}
+
+/// Puts the backup's own WAL into the archive: all of it, or what an earlier bootstrap that was
+/// interrupted left to do. What the archive holds already must be the same.
+fn import_wal(
+    node: &Node,
+    archive: &Archive,
+    identity: Identity,
+    backup: &Path,
+    begin: Lsn,
+    mut writer: ArchiveWriter,
+) -> Result<(), Trouble> {
+    let size = identity.segment_size;
     let end = writer.content_end();
-    if end < begin {
-        return Ok(()); // what is missing is received
-    }
     let from = size.start_of(size.segment_before(end)).max(begin);
     let held = if from < end {
         archive.read_segment(SegmentName::new(identity.timeline, size.segment_of(from), size))?

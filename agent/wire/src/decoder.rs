@@ -35,7 +35,7 @@ pub enum DecodeError {
     #[error("message without a kind: length 0, expected 1 or more")]
     NoKind,
     /// No such kind of message.
-    #[error("unknown message kind {0}, expected 1 to 7")]
+    #[error("unknown message kind {0}, expected 1 to 12")]
     UnknownKind(u8),
     /// A kind of message that the other side sends.
     #[error("{kind:?} message from the {from:?}, who never sends one")]
@@ -182,7 +182,9 @@ impl Decoder {
         let number = self.head[4];
         let kind = MessageKind::from_number(number).ok_or(DecodeError::UnknownKind(number))?;
         let allowed = match kind {
-            MessageKind::Hello | MessageKind::Acknowledgement => self.from == Side::Follower,
+            MessageKind::Hello | MessageKind::BackupRequest | MessageKind::Acknowledgement => {
+                self.from == Side::Follower
+            }
             MessageKind::Goodbye => true,
             _ => self.from == Side::Leader,
         };
@@ -265,12 +267,18 @@ mod tests {
         let crc = crc32c::crc32c(&no_kind[..HEAD_CRC_AT]);
         walfmt::bytes::put(&mut no_kind, HEAD_CRC_AT, crc.to_le_bytes());
         assert_eq!(poll(&mut Decoder::new(Side::Follower), &no_kind), Err(DecodeError::NoKind));
-        for number in [0, 8, 255] {
+        for number in [0, 13, 255] {
             let mut decoder = Decoder::new(Side::Follower);
             let found = poll(&mut decoder, &head(2, number));
             assert_eq!(found, Err(DecodeError::UnknownKind(number)));
         }
-        for (from, kind) in [(Side::Follower, 4), (Side::Leader, 1), (Side::Leader, 6)] {
+        for (from, kind) in [
+            (Side::Follower, 4),
+            (Side::Follower, 9),
+            (Side::Leader, 1),
+            (Side::Leader, 6),
+            (Side::Leader, 8),
+        ] {
             let found = poll(&mut Decoder::new(from), &head(2, kind));
             assert!(matches!(found, Err(DecodeError::WrongSide { .. })), "{found:?}");
         }

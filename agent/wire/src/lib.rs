@@ -16,6 +16,14 @@
 //!        │ ◄───────────────── Goodbye: a reason, from either ─────► │
 //! ```
 //!
+//! A node that has nothing yet sends a BackupRequest instead ([`BackupReceiver`]):
+//!
+//! ```text
+//!        │ BackupRequest ───────────────────────────────────────► │
+//!        │ ◄──────────── Heartbeat: while the server makes a checkpoint │
+//!        │ ◄── BackupStarted, archives with their data, BackupEnd │   or Refused, or Goodbye
+//! ```
+//!
 //! Start with [`Receiver`] and [`Sender`]; [`Message`] draws the bytes. Beside them stand two small
 //! calculators that need the time as well: [`Backoff`] says when to connect again, [`LagClock`] how
 //! many seconds behind its leader a follower is.
@@ -26,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod backup;
 mod chain;
 mod decoder;
 mod error;
@@ -39,17 +48,19 @@ mod text;
 mod time;
 
 pub use backoff::Backoff;
+pub use backup::{BackupEvent, BackupReceiver};
 pub use chain::BrokenChain;
 pub use decoder::{DecodeError, Decoder, Side};
 pub use error::{ConnectionError, Misbehaviour, Misuse};
 pub use lag_clock::LagClock;
 pub use limits::Limits;
 pub use message::{
-    Acknowledgement, Chunk, Data, Goodbye, Heartbeat, Hello, InvalidField, Message, MessageKind,
+    Acknowledgement, BACKUP_DATA_MAX, BackupArchive, BackupContent, BackupEnd, BackupRequest,
+    BackupStarted, Chunk, Data, Goodbye, Heartbeat, Hello, InvalidField, Message, MessageKind,
     PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, Refused, Resume, Welcome,
 };
 pub use positions::{Archived, FollowerPositions, LeaderPositions, MisorderedPositions};
 pub use receiver::{Receiver, ReceiverConfig, ReceiverEvent};
-pub use sender::{Identity, Sender, SenderConfig, SenderEvent};
+pub use sender::{BackupPart, Identity, Sender, SenderConfig, SenderEvent};
 pub use text::{NodeName, PlainText, TextError};
 pub use time::{Now, Stamp};

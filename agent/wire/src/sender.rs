@@ -11,7 +11,8 @@ use crate::decoder::{DecodeError, Decoder, Side};
 use crate::error::{ConnectionError, Misbehaviour, Misuse};
 use crate::limits::Limits;
 use crate::message::{
-    Acknowledgement, Chunk, Data, Goodbye, Heartbeat, Hello, Message, RefusalCode, Refused, Welcome,
+    Acknowledgement, BackupArchive, BackupEnd, BackupRequest, BackupStarted, Chunk, Data, Goodbye,
+    Heartbeat, Hello, Message, RefusalCode, Refused, Welcome,
 };
 use crate::positions::{Archived, FollowerPositions, LeaderPositions};
 use crate::receiver::pop_bytes;
@@ -49,9 +50,25 @@ pub struct SenderConfig {
     pub limits: Limits,
 }
 
+/// A part of a base backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupPart {
+    /// It has begun.
+    Started(BackupStarted),
+    /// An archive begins; the last one is the manifest.
+    Archive(BackupArchive),
+    /// Some bytes of it, at most [`BACKUP_DATA_MAX`](crate::BACKUP_DATA_MAX).
+    Data(Bytes),
+    /// It is complete.
+    Ended(BackupEnd),
+}
+
 /// What a follower said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderEvent {
+    /// Somebody wants a base backup. To be answered with [`Sender::send_backup`] or
+    /// [`Sender::refuse`].
+    BackupRequested(BackupRequest),
     /// The follower is of this cluster. Does its resume point lie in the archive of its timeline,
     /// and is its WAL ours? To be answered with [`Sender::resume_accepted`] or [`Sender::refuse`].
     CheckResume(Hello),
@@ -99,6 +116,10 @@ enum State {
     /// The caller looks at the resume point.
     Checking(Hello),
     Streaming(Chain),
+    /// A backup was asked for, or is being sent.
+    Backup {
+        is_started: bool,
+    },
     Closed,
 }
 
@@ -108,6 +129,7 @@ impl State {
             Self::AwaitHello => "waiting for the follower's hello",
             Self::Checking(_) => "checking the follower's resume point",
             Self::Streaming(_) => "sending WAL",
+            Self::Backup { .. } => "sending a backup",
             Self::Closed => "closed",
         }
     }
@@ -168,6 +190,8 @@ impl Sender {
         match self.state {
             State::AwaitHello => Some(silent),
             State::Streaming(_) => Some(silent.min(self.sent_at + self.limits.heartbeat_interval)),
+            // The follower has nothing to say; that it is gone shows when it takes nothing.
+            State::Backup { .. } => Some(self.sent_at + self.limits.heartbeat_interval),
             // While it is checked the follower has nothing to say.
             State::Checking(_) | State::Closed => None,
         }
@@ -179,11 +203,13 @@ impl Sender {
             return Ok(());
         }
         let silence = now.monotonic.saturating_duration_since(self.heard_at);
-        if silence >= self.limits.peer_timeout {
+        let is_backup = matches!(self.state, State::Backup { .. });
+        if silence >= self.limits.peer_timeout && !is_backup {
             return Err(self.fail(ConnectionError::PeerSilent(silence)));
         }
         let idle = now.monotonic.saturating_duration_since(self.sent_at);
-        if matches!(self.state, State::Streaming(_)) && idle >= self.limits.heartbeat_interval {
+        let is_due = idle >= self.limits.heartbeat_interval;
+        if is_due && (is_backup || matches!(self.state, State::Streaming(_))) {
             // Bytes that wait to be sent are a sign of life too; more of them are none.
             if self.outgoing.is_empty() {
                 let heartbeat = Heartbeat { stamp: now.wall, positions: self.positions };
@@ -240,7 +266,7 @@ impl Sender {
     /// hello. `text` is for the follower's operator and names both sides' values.
     pub fn refuse(&mut self, code: RefusalCode, text: &str) -> Result<(), Misuse> {
         match self.state {
-            State::AwaitHello | State::Checking(_) => {
+            State::AwaitHello | State::Checking(_) | State::Backup { is_started: false } => {
                 self.push_refusal(code, text);
                 Ok(())
             }
@@ -295,15 +321,39 @@ impl Sender {
         Ok(())
     }
 
+    /// Sends the next part of the backup that was asked for. The first is [`BackupPart::Started`];
+    /// [`BackupPart::Ended`] closes the connection.
+    pub fn send_backup(&mut self, now: Now, part: BackupPart) -> Result<(), Misuse> {
+        let State::Backup { is_started } = &mut self.state else {
+            return Err(Misuse::State { call: "send_backup", state: self.state.name() });
+        };
+        if *is_started == matches!(part, BackupPart::Started(_)) {
+            return Err(Misuse::State { call: "send_backup", state: "in another part of it" });
+        }
+        *is_started = true;
+        let message = match part {
+            BackupPart::Started(started) => Message::BackupStarted(started),
+            BackupPart::Archive(archive) => Message::BackupArchive(archive),
+            BackupPart::Data(bytes) => Message::BackupData(bytes),
+            BackupPart::Ended(end) => {
+                self.state = State::Closed;
+                Message::BackupEnd(end)
+            }
+        };
+        self.outgoing.extend(message.encode());
+        self.sent_at = now.monotonic;
+        Ok(())
+    }
+
     /// Closes the connection with a word why; a follower that is not welcome yet is told to come
     /// again. What [`poll_transmit`](Self::poll_transmit) gives is still to be sent.
     pub fn goodbye(&mut self, reason: &str) {
         match self.state {
             State::Closed => {}
-            State::AwaitHello | State::Checking(_) => {
+            State::AwaitHello | State::Checking(_) | State::Backup { is_started: false } => {
                 self.push_refusal(RefusalCode::NOT_READY, reason);
             }
-            State::Streaming(_) => {
+            State::Streaming(_) | State::Backup { is_started: true } => {
                 self.push_goodbye(reason);
                 self.state = State::Closed;
             }
@@ -325,7 +375,15 @@ impl Sender {
                     self.state = State::Checking(hello);
                 }
             },
-            (State::Checking(_) | State::Streaming(_), Message::Goodbye(goodbye)) => {
+            (State::AwaitHello, Message::BackupRequest(request)) => {
+                self.decoder.accept_greeting();
+                self.events.push_back(SenderEvent::BackupRequested(request));
+                self.state = State::Backup { is_started: false };
+            }
+            (
+                State::Checking(_) | State::Streaming(_) | State::Backup { .. },
+                Message::Goodbye(goodbye),
+            ) => {
                 self.state = State::Closed;
                 self.events.push_back(SenderEvent::Goodbye(goodbye));
             }
@@ -415,7 +473,9 @@ impl Sender {
                 State::AwaitHello,
                 ConnectionError::Decode(version @ DecodeError::ProtocolVersion { .. }),
             ) => self.push_refusal(RefusalCode::PROTOCOL_VERSION, &version.to_string()),
-            (State::Streaming(_), _) => self.push_goodbye(&error.to_string()),
+            (State::Streaming(_) | State::Backup { is_started: true }, _) => {
+                self.push_goodbye(&error.to_string());
+            }
             _ => {}
         }
         self.state = State::Closed;

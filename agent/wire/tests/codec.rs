@@ -102,6 +102,38 @@ fn goodbye() -> impl Strategy<Value = Goodbye> {
     text().prop_map(|reason| Goodbye { reason })
 }
 
+prop_compose! {
+    fn backup_started()(
+        node in node(), agent_version in text(), system_identifier in any::<u64>(),
+        segment_size in segment_size(), server_version_num in any::<u32>(),
+        timeline in timeline(), start in lsn(), bytes in any::<u64>(),
+    ) -> BackupStarted {
+        BackupStarted {
+            node, agent_version, system_identifier, segment_size, server_version_num, timeline,
+            start, bytes,
+        }
+    }
+}
+
+prop_compose! {
+    fn backup_request()(
+        node in node(), agent_version in text(), fast_checkpoint in any::<bool>(),
+        max_rate in any::<u32>(),
+    ) -> BackupRequest {
+        BackupRequest { node, agent_version, fast_checkpoint, max_rate }
+    }
+}
+
+fn backup_archive() -> impl Strategy<Value = BackupArchive> {
+    let content = prop_oneof![
+        Just(BackupContent::Base),
+        (1..=u32::MAX).prop_map(BackupContent::Tablespace),
+        Just(BackupContent::Manifest),
+    ];
+    (content, any::<bool>())
+        .prop_map(|(content, is_compressed)| BackupArchive { content, is_compressed })
+}
+
 fn from_leader() -> impl Strategy<Value = Message> {
     prop_oneof![
         welcome().prop_map(Message::Welcome),
@@ -110,6 +142,11 @@ fn from_leader() -> impl Strategy<Value = Message> {
         data().prop_map(Message::Data),
         heartbeat().prop_map(Message::Heartbeat),
         goodbye().prop_map(Message::Goodbye),
+        backup_started().prop_map(Message::BackupStarted),
+        backup_archive().prop_map(Message::BackupArchive),
+        vec(any::<u8>(), 0..3000).prop_map(|bytes| Message::BackupData(bytes.into())),
+        (timeline(), lsn())
+            .prop_map(|(timeline, end)| Message::BackupEnd(BackupEnd { timeline, end })),
     ]
 }
 
@@ -118,6 +155,7 @@ fn from_follower() -> impl Strategy<Value = Message> {
         hello().prop_map(Message::Hello),
         acknowledgement().prop_map(Message::Acknowledgement),
         goodbye().prop_map(Message::Goodbye),
+        backup_request().prop_map(Message::BackupRequest),
     ]
 }
 

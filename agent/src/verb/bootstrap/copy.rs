@@ -37,7 +37,7 @@ const EMPTIED_DIRECTORIES: [&str; 8] = [
     "pg_snapshots",
     "pg_subtrans",
 ];
-const LEFT_OUT_FILES: [&str; 7] = [
+pub(super) const LEFT_OUT_FILES: [&str; 7] = [
     "postmaster.pid",
     "postmaster.opts",
     "backup_manifest",
@@ -59,6 +59,23 @@ impl Copy {
     /// Copies the backup of a cluster of this major for a store at `target`, whose place is free.
     /// What an interrupted copy left is removed first.
     pub(super) fn make(backup: &Path, target: &Path, version: &Version) -> Result<Self, Trouble> {
+        let copy = Self::beside(target)?;
+        let mut plan = Plan::default();
+        plan.add_backup(backup, &copy, version)?;
+        plan.carry_out(&copy)?;
+        Ok(copy)
+    }
+
+    /// An empty copy for a store at `target`, whose place is free, to be filled by the caller. What an
+    /// interrupted one left is removed first.
+    pub(super) fn empty(target: &Path) -> Result<Self, Trouble> {
+        let copy = Self::beside(target)?;
+        fs::create_dir_all(parent(&copy.target)).map_err(failed(parent(&copy.target)))?;
+        make_directory(&copy.part)?;
+        Ok(copy)
+    }
+
+    fn beside(target: &Path) -> Result<Self, Trouble> {
         let target = std::path::absolute(target).map_err(failed(target))?;
         let tablespaces = tablespaces_directory(&target);
         let copy = Self {
@@ -68,10 +85,39 @@ impl Copy {
             tablespaces,
         };
         copy.clear_place()?;
-        let mut plan = Plan::default();
-        plan.add_backup(backup, &copy, version)?;
-        plan.carry_out(&copy)?;
         Ok(copy)
+    }
+
+    /// Makes a tablespace's directory and the link to it; gives where its files go.
+    pub(super) fn add_tablespace(&self, oid: u32) -> Result<PathBuf, Trouble> {
+        if !self.tablespaces_part.exists() {
+            make_directory(&self.tablespaces_part)?;
+        }
+        let directory = self.tablespaces_part.join(oid.to_string());
+        make_directory(&directory)?;
+        let links = self.part.join("pg_tblspc");
+        if !links.exists() {
+            make_directory(&links)?;
+        }
+        let link = links.join(oid.to_string());
+        std::os::unix::fs::symlink(self.tablespaces.join(oid.to_string()), &link)
+            .map_err(failed(&link))?;
+        Ok(directory)
+    }
+
+    /// Makes all that was copied durable.
+    pub(super) fn sync(&self) -> Result<(), Trouble> {
+        // One call for all files; what was copied is nothing before it is renamed.
+        let synced = fs::File::open(&self.part)
+            .and_then(|directory| rustix::fs::syncfs(directory).map_err(std::io::Error::from));
+        synced.map_err(failed(&self.part))
+    }
+
+    /// Removes what was copied. What cannot be removed now is by the next bootstrap.
+    pub(super) fn discard(self) {
+        for path in [&self.tablespaces_part, &self.part] {
+            let _ = fs::remove_dir_all(path);
+        }
     }
 
     /// Where the store is until it is put in its place.
@@ -79,8 +125,8 @@ impl Copy {
         &self.part
     }
 
-    /// Gives everything its name, the store last.
-    pub(super) fn put_in_place(self) -> Result<(), Trouble> {
+    /// Gives everything its name, the store last; gives that one.
+    pub(super) fn put_in_place(self) -> Result<PathBuf, Trouble> {
         if self.tablespaces_part.exists() {
             fs::rename(&self.tablespaces_part, &self.tablespaces)
                 .and_then(|()| sync_directory(parent(&self.tablespaces)))
@@ -88,7 +134,8 @@ impl Copy {
         }
         fs::rename(&self.part, &self.target)
             .and_then(|()| sync_directory(parent(&self.target)))
-            .map_err(failed(&self.target))
+            .map_err(failed(&self.target))?;
+        Ok(self.target)
     }
 
     fn clear_place(&self) -> Result<(), Trouble> {
@@ -223,7 +270,7 @@ impl Plan {
         fs::create_dir_all(parent(&copy.target)).map_err(failed(parent(&copy.target)))?;
         let status = copy.part.join("pg_wal/archive_status");
         for path in self.directories.iter().chain([&status]) {
-            fs::DirBuilder::new().mode(0o700).create(path).map_err(failed(path))?;
+            make_directory(path)?;
         }
         for (link, to) in &self.links {
             std::os::unix::fs::symlink(to, link).map_err(failed(link))?;
@@ -233,10 +280,7 @@ impl Plan {
             fs::set_permissions(to, fs::Permissions::from_mode(0o600)).map_err(failed(to))?;
             progress.inc(*length);
         }
-        // One call for all files; what was copied is nothing before it is renamed.
-        let synced = fs::File::open(&copy.part)
-            .and_then(|directory| rustix::fs::syncfs(directory).map_err(std::io::Error::from));
-        synced.map_err(failed(&copy.part))?;
+        copy.sync()?;
         progress.finish();
         Ok(())
     }
@@ -289,11 +333,15 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
+fn make_directory(path: &Path) -> Result<(), Trouble> {
+    fs::DirBuilder::new().mode(0o700).create(path).map_err(failed(path))
+}
+
 fn sync_directory(directory: &Path) -> std::io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Trouble + use<> {
+pub(super) fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Trouble + use<> {
     let what = path.display().to_string();
     move |error| Trouble::io(what, error)
 }

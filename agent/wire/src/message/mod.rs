@@ -16,8 +16,14 @@
 //!   5     Heartbeat        leader     64 kB
 //!   6     Acknowledgement  follower   64 kB
 //!   7     Goodbye          both       64 kB; 4 kB until the hello is accepted
+//!   8     BackupRequest    follower    4 kB
+//!   9     BackupStarted    leader      4 kB
+//!   10    BackupArchive    leader      4 kB
+//!   11    BackupData       leader    256 kB
+//!   12    BackupEnd        leader      4 kB
 //!
-//!   The first message of each side (Hello; Welcome or Refused) begins with the greeting:
+//!   The first message of each side (Hello or BackupRequest; Welcome, BackupStarted or Refused)
+//!   begins with the greeting:
 //!   ┌──────────────────┬─────────────┬─────────────────┐
 //!   │ magic "WALFERRY" │ version u16 │ version_min u16 │
 //!   └──────────────────┴─────────────┴─────────────────┘
@@ -34,6 +40,7 @@
 //! receiver wait for megabytes that nobody sends.
 
 mod acknowledgement;
+mod backup;
 mod data;
 mod goodbye;
 mod heartbeat;
@@ -46,6 +53,9 @@ use walfmt::cursor::{Cursor, CursorError};
 use walfmt::{Lsn, SegmentSize, Timeline};
 
 pub use acknowledgement::Acknowledgement;
+pub use backup::{
+    BACKUP_DATA_MAX, BackupArchive, BackupContent, BackupEnd, BackupRequest, BackupStarted,
+};
 pub use data::{Chunk, Data};
 pub use goodbye::Goodbye;
 pub use heartbeat::Heartbeat;
@@ -66,7 +76,7 @@ const MAGIC: [u8; 8] = *b"WALFERRY";
 /// Length, kind and the two CRCs.
 pub(crate) const HEAD_LEN: usize = 13;
 pub(crate) const HEAD_CRC_AT: usize = 9;
-/// No payload of another kind than Data is longer.
+/// No payload of another kind than Data and BackupData is longer.
 const PAYLOAD_MAX: usize = 64 << 10;
 /// No payload is longer until the hello is accepted.
 pub(crate) const GREETING_MAX: usize = 4 << 10;
@@ -88,6 +98,16 @@ pub enum Message {
     Acknowledgement(Acknowledgement),
     /// The last one.
     Goodbye(Goodbye),
+    /// The follower's first, if it wants a base backup.
+    BackupRequest(BackupRequest),
+    /// The leader's first, if it gives one.
+    BackupStarted(BackupStarted),
+    /// An archive of the backup begins.
+    BackupArchive(BackupArchive),
+    /// Bytes of it.
+    BackupData(Bytes),
+    /// The backup is complete.
+    BackupEnd(BackupEnd),
 }
 
 /// The kinds of messages, by their number on the wire.
@@ -102,6 +122,11 @@ pub enum MessageKind {
     Heartbeat = 5,
     Acknowledgement = 6,
     Goodbye = 7,
+    BackupRequest = 8,
+    BackupStarted = 9,
+    BackupArchive = 10,
+    BackupData = 11,
+    BackupEnd = 12,
 }
 
 /// A field whose value cannot be.
@@ -128,33 +153,43 @@ impl Message {
             Self::Heartbeat(_) => MessageKind::Heartbeat,
             Self::Acknowledgement(_) => MessageKind::Acknowledgement,
             Self::Goodbye(_) => MessageKind::Goodbye,
+            Self::BackupRequest(_) => MessageKind::BackupRequest,
+            Self::BackupStarted(_) => MessageKind::BackupStarted,
+            Self::BackupArchive(_) => MessageKind::BackupArchive,
+            Self::BackupData(_) => MessageKind::BackupData,
+            Self::BackupEnd(_) => MessageKind::BackupEnd,
         }
     }
 
-    /// The bytes to send: first the ones that were made here, then the WAL of [`Data`] as it came,
-    /// not copied (empty for all other messages).
+    /// The bytes to send: first the ones that were made here, then those of [`Data`] or a backup as
+    /// they came, not copied (empty for all other messages).
     #[must_use]
     pub fn encode(&self) -> [Bytes; 2] {
         let mut out = BytesMut::with_capacity(128);
         out.put_bytes(0, HEAD_LEN);
-        let mut wal = Bytes::new();
+        let mut bulk = Bytes::new();
         match self {
             Self::Hello(hello) => hello.encode(&mut out),
             Self::Welcome(welcome) => welcome.encode(&mut out),
             Self::Refused(refused) => refused.encode(&mut out),
             Self::Data(data) => {
                 data.encode_fields(&mut out);
-                wal = data.chunk.bytes.clone();
+                bulk = data.chunk.bytes.clone();
             }
             Self::Heartbeat(heartbeat) => heartbeat.encode(&mut out),
             Self::Acknowledgement(acknowledgement) => acknowledgement.encode(&mut out),
             Self::Goodbye(goodbye) => goodbye.encode(&mut out),
+            Self::BackupRequest(request) => request.encode(&mut out),
+            Self::BackupStarted(started) => started.encode(&mut out),
+            Self::BackupArchive(archive) => archive.encode(&mut out),
+            Self::BackupData(bytes) => bulk = bytes.clone(),
+            Self::BackupEnd(end) => end.encode(&mut out),
         }
         let fields = &out[HEAD_LEN..];
-        let payload_crc = crc32c::crc32c_append(crc32c::crc32c(fields), &wal);
-        let head = encode_head(self.kind() as u8, fields.len() + wal.len(), payload_crc);
+        let payload_crc = crc32c::crc32c_append(crc32c::crc32c(fields), &bulk);
+        let head = encode_head(self.kind() as u8, fields.len() + bulk.len(), payload_crc);
         walfmt::bytes::put(&mut out, 0, head);
-        [out.freeze(), wal]
+        [out.freeze(), bulk]
     }
 
     /// Reads a whole payload.
@@ -170,6 +205,11 @@ impl Message {
                 Self::Acknowledgement(Acknowledgement::decode(&mut cursor)?)
             }
             MessageKind::Goodbye => Self::Goodbye(Goodbye::decode(&mut cursor)?),
+            MessageKind::BackupRequest => Self::BackupRequest(BackupRequest::decode(&mut cursor)?),
+            MessageKind::BackupStarted => Self::BackupStarted(BackupStarted::decode(&mut cursor)?),
+            MessageKind::BackupArchive => Self::BackupArchive(BackupArchive::decode(&mut cursor)?),
+            MessageKind::BackupData => Self::BackupData(backup::decode_data(&mut cursor, payload)?),
+            MessageKind::BackupEnd => Self::BackupEnd(BackupEnd::decode(&mut cursor)?),
         };
         cursor.finish("the last field")?;
         Ok(message)
@@ -200,6 +240,11 @@ impl MessageKind {
             5 => Self::Heartbeat,
             6 => Self::Acknowledgement,
             7 => Self::Goodbye,
+            8 => Self::BackupRequest,
+            9 => Self::BackupStarted,
+            10 => Self::BackupArchive,
+            11 => Self::BackupData,
+            12 => Self::BackupEnd,
             _ => return None,
         })
     }
@@ -209,6 +254,9 @@ impl MessageKind {
     pub const fn payload_max(self) -> usize {
         match self {
             Self::Hello | Self::Welcome | Self::Refused => GREETING_MAX,
+            Self::BackupRequest | Self::BackupStarted => GREETING_MAX,
+            Self::BackupArchive | Self::BackupEnd => GREETING_MAX,
+            Self::BackupData => BACKUP_DATA_MAX,
             Self::Data => Data::PAYLOAD_MAX,
             Self::Heartbeat | Self::Acknowledgement | Self::Goodbye => PAYLOAD_MAX,
         }

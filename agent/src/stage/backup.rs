@@ -1,0 +1,175 @@
+//! Backup: a base backup of the server beside us, relayed to a node that has nothing yet.
+//!
+//! ```text
+//! server ═══ replication connection ═══► relay ─► parts, a few ─► connection ═══► walferry bootstrap
+//!   └─ a slot keeps WAL until ───────────► archived up to the backup's end
+//! ```
+//!
+//! Nothing of it is kept here. When either side goes, so does the other: the server then ends its
+//! backup.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use walferry_wire::{
+    BackupArchive, BackupContent, BackupEnd, BackupPart, BackupRequest, BackupStarted, PlainText,
+    RefusalCode, Sender, SenderEvent,
+};
+
+use crate::clock;
+use crate::config::Source;
+use crate::node::Node;
+use crate::positions::Position;
+use crate::server::replication::{BackupOptions, BackupPiece, ReplicationConnection};
+use crate::trouble::Trouble;
+
+/// Parts between server and follower. The server waits while they are not taken.
+const QUEUE_PARTS: usize = 8;
+/// A follower that takes nothing for this long is gone; its disk may be slow.
+const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+
+enum Relayed {
+    Part(BackupPart),
+    Failed(Trouble),
+}
+
+/// The rest of a connection on which a backup was asked for. Gives the reason of its end.
+pub(crate) async fn serve(
+    node: &Arc<Node>,
+    mut stream: TcpStream,
+    mut sender: Sender,
+    request: BackupRequest,
+) -> anyhow::Result<String> {
+    let (parts, mut relayed) = mpsc::channel(QUEUE_PARTS);
+    let mut relay = JoinSet::new(); // ends its task when it is dropped
+    let mut reason = format!("base backup for {} complete", request.node.as_str());
+    match conninfo(node) {
+        Ok(conninfo) => {
+            tracing::info!(follower = request.node.as_str(), "base backup begins");
+            let node = Arc::clone(node);
+            relay.spawn(async move {
+                if let Err(trouble) = self::relay(&node, &conninfo, &request, &parts).await {
+                    let _ = parts.send(Relayed::Failed(trouble)).await;
+                }
+            });
+        }
+        Err(text) => {
+            sender.refuse(RefusalCode::NOT_READY, &text)?;
+            reason = text;
+        }
+    }
+    let mut buffer = [0; 4096];
+    loop {
+        while let Some(event) = sender.poll_event() {
+            if let SenderEvent::Goodbye(goodbye) = event {
+                reason = goodbye.reason.to_string();
+            }
+        }
+        if node.stopping() && !sender.is_closed() {
+            "this agent stops".clone_into(&mut reason);
+            sender.goodbye(&reason);
+        }
+        while let Some(bytes) = sender.poll_transmit() {
+            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes)).await??;
+        }
+        if sender.is_closed() {
+            let _ = stream.shutdown().await;
+            return Ok(reason);
+        }
+        let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
+        tokio::select! {
+            part = relayed.recv() => match part {
+                Some(Relayed::Part(part)) => sender.send_backup(clock::now(), part)?,
+                Some(Relayed::Failed(trouble)) => {
+                    reason = trouble.to_string();
+                    sender.goodbye(&reason);
+                }
+                None => sender.goodbye("the backup has ended early"),
+            },
+            read = stream.read(&mut buffer) => match read? {
+                0 => return Ok("closed by the follower".to_owned()),
+                length => sender.handle_bytes(clock::now(), &buffer[..length])?,
+            },
+            () = tokio::time::sleep_until(deadline.into()) => sender.handle_timeout(clock::now())?,
+            () = node.stopped() => {}
+        }
+    }
+}
+
+/// How to reach the server; or why there is no backup here.
+fn conninfo(node: &Node) -> Result<String, String> {
+    match (node.config.source(), &node.config.source.conninfo) {
+        (Ok(Source::Tail(_)), Some(conninfo)) => match node.archive() {
+            Some(_) => Ok(conninfo.clone()),
+            None => Err("the archive is not open yet".to_owned()),
+        },
+        (Ok(Source::Tail(_)), None) => {
+            Err("this node's [source] has no conninfo, so it cannot ask its server for a backup"
+                .to_owned())
+        }
+        _ => {
+            Err("this node has no server beside it: ask the leader's agent for a backup".to_owned())
+        }
+    }
+}
+
+async fn relay(
+    node: &Node,
+    conninfo: &str,
+    request: &BackupRequest,
+    parts: &mpsc::Sender<Relayed>,
+) -> Result<(), Trouble> {
+    let mut server = ReplicationConnection::connect(conninfo).await?;
+    // Nothing that the backup needs may be removed before it is in the archive.
+    server.hold_wal(&format!("walferry_bootstrap_{:016x}", rand::random::<u64>())).await?;
+    let options = BackupOptions {
+        label: format!("walferry bootstrap of {}", request.node.as_str()),
+        fast_checkpoint: request.fast_checkpoint,
+        max_rate: request.max_rate,
+    };
+    let start = server.base_backup(&options).await?;
+    let identity = node.identity().ok_or_else(|| Trouble::io("archive", "it is not open"))?;
+    let started = BackupStarted {
+        node: node.name(),
+        agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
+        system_identifier: identity.system_identifier,
+        segment_size: identity.segment_size,
+        server_version_num: node.server_version(),
+        timeline: start.timeline,
+        start: start.start,
+        bytes: start.bytes,
+    };
+    let send = async |part| parts.send(Relayed::Part(part)).await.is_ok();
+    let mut goes_on = send(BackupPart::Started(started)).await;
+    while goes_on {
+        let part = match server.next().await? {
+            BackupPiece::Archive(oid) => BackupPart::Archive(BackupArchive {
+                content: oid.map_or(BackupContent::Base, BackupContent::Tablespace),
+                is_compressed: start.is_compressed,
+            }),
+            BackupPiece::Manifest => BackupPart::Archive(BackupArchive {
+                content: BackupContent::Manifest,
+                is_compressed: false,
+            }),
+            BackupPiece::Data(bytes) => BackupPart::Data(bytes),
+            BackupPiece::End { end, timeline } => {
+                wait_until_archived(node, end).await;
+                goes_on = false;
+                BackupPart::Ended(BackupEnd { timeline, end })
+            }
+        };
+        goes_on &= send(part).await;
+    }
+    Ok(())
+}
+
+async fn wait_until_archived(node: &Node, end: walfmt::Lsn) {
+    let mut changes = node.positions.subscribe();
+    while node.positions.get(Position::Appended) < end && !node.stopping() {
+        let _ = changes.changed().await;
+    }
+}
