@@ -8,6 +8,7 @@ prepare_packages() {
         missing+=(postgresql-15)
     fi
     command -v zstd >/dev/null || missing+=(zstd)
+    command -v openssl >/dev/null || missing+=(openssl) # authority.sh
     # Rust links with cc, and the zstd library is C.
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -eq 0 ] && return

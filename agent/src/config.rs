@@ -17,8 +17,15 @@
 //! data_directory = "/var/lib/walferry/store"
 //!
 //! [listen]
-//! replication = "127.0.0.1:5480"            # followers connect here
+//! replication = "10.0.0.1:5480"             # followers connect here; off loopback only with [tls]
 //! metrics = "127.0.0.1:5481"                # /metrics, /healthz
+//!
+//! [tls]                                     # between agents, on both sides
+//! certificate = "/etc/walferry/tls/node.crt"
+//! key = "/etc/walferry/tls/node.key"
+//! authority = "/etc/walferry/tls/ca.crt"
+//! [tls.roles]                               # without it, all with a certificate may have both
+//! db2 = ["follower", "bootstrap"]
 //! ```
 
 use std::net::SocketAddr;
@@ -27,6 +34,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::tls::{PeerAddress, TlsSection};
 use crate::trouble::Trouble;
 
 /// The whole file.
@@ -39,6 +47,7 @@ pub(crate) struct Config {
     pub(crate) store: Option<StoreSection>,
     #[serde(default)]
     pub(crate) listen: ListenSection,
+    pub(crate) tls: Option<TlsSection>,
     /// Where the file lies, absolute.
     #[serde(skip)]
     pub(crate) path: PathBuf,
@@ -125,8 +134,12 @@ pub(crate) struct StoreSection {
 pub(crate) struct ListenSection {
     /// For followers.
     pub(crate) replication: Option<SocketAddr>,
-    /// For `/metrics` and `/healthz`.
+    /// For `/metrics` and `/healthz`. Plain HTTP, wherever it listens.
     pub(crate) metrics: Option<SocketAddr>,
+    /// Connections between agents may be plain text off loopback too: whoever can reach the port
+    /// gets the WAL, and whoever is in between can read it.
+    #[serde(default)]
+    pub(crate) insecure: bool,
 }
 
 impl Config {
@@ -152,24 +165,39 @@ impl Config {
                 "use up to 64 letters, digits, '-', '_' or '.', a letter or digit first",
             ));
         }
-        for (key, address) in
-            [("replication", self.listen.replication), ("metrics", self.listen.metrics)]
-        {
-            let Some(address) = address.filter(|address| !address.ip().is_loopback()) else {
-                continue;
-            };
-            return Err(Trouble::misuse(format_args!(
-                "[listen] {key} = \"{address}\" is refused: only loopback addresses, because \
-                 connections are not encrypted (TLS is not there yet)"
-            ))
-            .with_hint(
-                "listen on 127.0.0.1 and carry the connection through an SSH or VPN tunnel",
-            ));
-        }
+        self.check_encryption()?;
         if self.store.as_ref().is_some_and(|store| store.workers == 0) {
             return Err(Trouble::misuse("[store] workers must be at least 1"));
         }
         Ok(())
+    }
+
+    /// Plain text stays on this machine, unless that is said.
+    fn check_encryption(&self) -> Result<(), Trouble> {
+        let roles = self.tls.iter().flat_map(|tls| tls.roles.iter().flatten());
+        for (name, _) in roles {
+            name.parse::<walferry_wire::NodeName>()
+                .map_err(|error| Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")))?;
+        }
+        let may_be_plain = self.tls.is_some() || self.listen.insecure;
+        let listens = self.listen.replication.filter(|address| !address.ip().is_loopback());
+        let mut plain = listens.map(|address| format!("[listen] replication = \"{address}\""));
+        for peer in &self.source.peers {
+            if !PeerAddress::parse(peer)?.is_loopback() {
+                plain.get_or_insert(format!("[source] peers: {peer:?}"));
+            }
+        }
+        match plain {
+            Some(what) if !may_be_plain => Err(Trouble::misuse(format_args!(
+                "{what} is refused: without a [tls] section only loopback addresses are used, \
+                 because WAL is all of the data"
+            ))
+            .with_hint(
+                "give both sides certificates, see [tls]; or, where the network itself is to be \
+                 trusted, write insecure = true under [listen]",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Where WAL comes from: exactly one of a data directory and peers.
@@ -303,10 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn plain_text_off_loopback_must_be_asked_for() {
+        let far = FOLLOWER.replace("127.0.0.1:5480", "10.0.0.1:5480");
+        assert!(parse(&far).is_err());
+        parse(&format!("{far}\ninsecure = true")).expect("said so");
+        let tls = "[tls]\ncertificate = 'a'\nkey = 'b'\nauthority = 'c'\n";
+        let parsed = parse(&format!("{far}\n{tls}[tls.roles]\ndb2 = ['follower']")).expect("TLS");
+        assert!(parsed.tls.is_some_and(|tls| tls.roles.is_some()));
+        assert!(parse(&format!("{far}\n{tls}[tls.roles]\ndb2 = ['leader']")).is_err());
+        assert!(parse(&FOLLOWER.replace("127.0.0.1:5481", "0.0.0.0:5481")).is_ok(), "metrics");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (from, to, words) in [
             ("peers", "pers", "unknown field `pers`"),
-            ("127.0.0.1:5481", "0.0.0.0:5481", "TLS is not there yet"),
+            ("127.0.0.1:5480", "10.0.0.1:5480", "without a [tls] section"),
+            ("127.0.0.1:5480", "127.0.0.1", "is no address"),
+            ("metrics", "replication = '0.0.0.0:1'\nmetrics", "without a [tls] section"),
             ("'64MB'", "'64 mb'", "is not a size"),
             ("'5s'", "'soon'", "write it like"),
             ("name = 'b'", "name = 'b b'", "not allowed"),

@@ -23,6 +23,7 @@ mod node;
 mod positions;
 mod server;
 mod stage;
+mod tls;
 mod trouble;
 mod verb;
 

@@ -16,10 +16,13 @@ use crate::control;
 use crate::metrics::Metrics;
 use crate::positions::{Position, Positions};
 use crate::stage::{self, Stages, replay};
+use crate::tls::Tls;
 use crate::trouble::{Kind, Trouble};
 
 /// A peer's silence for this long is lag: a few of its heartbeats.
 const HEARD_FRESH: Duration = Duration::from_secs(3);
+/// How many base backups are passed on at once: each reads all of the server's disk.
+const BACKUPS_MAX: usize = 2;
 /// How long the stages have to end before the process does without them.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -50,6 +53,10 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     /// Commands for replay; closed on a node without a store.
     pub(crate) replay: replay::Commands,
+    /// Places for base backups that are being passed on.
+    pub(crate) backups: tokio::sync::Semaphore,
+    /// Nothing where connections are plain text.
+    pub(crate) tls: Option<Arc<Tls>>,
     files: Arc<dyn Files>,
     identity: OnceLock<Identity>,
     archive: OnceLock<Archive>,
@@ -70,8 +77,11 @@ impl Node {
     pub(crate) fn new(config: Config) -> Result<Self, Trouble> {
         let metrics = Metrics::new(&config.node.name)
             .map_err(|error| Trouble::misuse(format_args!("metrics: {error}")))?;
+        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         Ok(Self {
             config,
+            backups: tokio::sync::Semaphore::new(BACKUPS_MAX),
+            tls,
             positions: Positions::new(),
             stages: Stages::default(),
             metrics,

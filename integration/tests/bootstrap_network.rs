@@ -30,12 +30,20 @@ struct Setting {
 }
 
 impl Setting {
-    /// A leader with some hundred MB, a tablespace elsewhere, and little room for WAL.
-    fn new() -> Result<Self> {
+    /// A leader with some hundred MB and tablespaces, which keeps as much WAL as its agent needs.
+    fn new(more: &[&str]) -> Result<Self> {
         let scratch = Scratch::new()?;
         let options = ClusterOptions {
             data_checksums: true,
-            settings: vec!["max_wal_size = 64MB".into(), "wal_keep_size = 0".into()],
+            settings: [
+                "max_wal_size = 64MB",
+                "wal_keep_size = 128MB",
+                "allow_in_place_tablespaces = on",
+            ]
+            .iter()
+            .chain(more)
+            .map(|line| (*line).to_owned())
+            .collect(),
             ..ClusterOptions::default()
         };
         let leader = Cluster::start_new(&scratch, "leader", &options)?;
@@ -43,6 +51,8 @@ impl Setting {
         let place = scratch.directory("elsewhere")?;
         leader.sql(&format!("create tablespace elsewhere location '{}'", place.display()))?;
         leader.sql("create table far tablespace elsewhere as select generate_series(1, 1000) n")?;
+        leader.sql("create tablespace in_place location ''")?;
+        leader.sql("create table near tablespace in_place as select generate_series(1, 500) n")?;
         leader.sql("create table still as select generate_series(1, 20000) n")?;
         let mut leader_agent = Agent::new(&scratch, AgentConfig::leader("leader1", &leader)?)?;
         leader_agent.start()?;
@@ -60,7 +70,7 @@ impl Setting {
         server.sql(
             "select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from \
              pgbench_branches), (select count(*) from pgbench_history), (select sum(n) from far), \
-             (select sum(n) from still)",
+             (select sum(n) from still), (select sum(n) from near)",
         )
     }
 }
@@ -68,7 +78,7 @@ impl Setting {
 #[test]
 fn a_follower_is_made_over_the_network() -> Result<()> {
     let Setting { scratch, mut leader, mut leader_agent, proxy } = {
-        let setting = Setting::new()?;
+        let setting = Setting::new(&[])?;
         let mut follower = setting.follower("follower")?;
         let load = setting.leader.pgbench(&["-c", "2", "-R", "400", "-T", "300"])?;
 
@@ -133,6 +143,21 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
     bare.stop()?;
     drop(proxy);
 
+    // A user that may not: the follower's operator is told what to change.
+    leader.sql("create user weak")?;
+    let mut config = AgentConfig::leader("leader1", &leader)?;
+    if let Source::Server { conninfo: Some(conninfo), .. } = &mut config.source {
+        *conninfo = conninfo.replace("user=postgres", "user=weak");
+        ensure!(conninfo.contains("weak"), "{conninfo}");
+    }
+    let mut agent = Agent::new(&scratch, config)?;
+    agent.start()?;
+    let asking = Agent::new(&scratch, AgentConfig::follower("asking", &scratch, &agent)?)?;
+    let refused = asking.verb("bootstrap", FAST)?;
+    println!("{}", refused.stderr.trim());
+    assert!(refused.exit == Some(1) && refused.stderr.contains("needs REPLICATION"), "{refused:?}");
+    agent.stop()?;
+
     // With a password, in both ways that a server asks for one.
     let rules = leader.data_directory().join("pg_hba.conf");
     let trusting = fs::read_to_string(&rules)?;
@@ -166,7 +191,7 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
 
 #[test]
 fn one_flipped_byte_is_named() -> Result<()> {
-    let setting = Setting::new()?;
+    let setting = Setting::new(&[])?;
     let (leader, block) = (&setting.leader, 3);
     leader.sql("checkpoint")?;
     let path = leader.sql("select pg_relation_filepath('still')")?;
@@ -211,7 +236,8 @@ fn one_flipped_byte_is_named() -> Result<()> {
 #[test]
 fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
     let mut random = Seed::take("kills of bootstrap", 11).generator();
-    let setting = Setting::new()?;
+    // The backup does not wait for an archive that is not ours.
+    let setting = Setting::new(&["archive_mode = on", "archive_command = 'false'"])?;
     let follower = setting.follower("follower")?;
     let store = store_of(&follower)?;
     let begun = Instant::now();
@@ -223,6 +249,8 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
     // A word to it, and it cleans up itself.
     let mut child = spawn(&follower, &["--fast-checkpoint", "--max-rate", "2048"])?;
     wait_until(|| part_of(store).join("base").exists(), "a part of the store")?;
+    let second = follower.verb("bootstrap", FAST)?;
+    assert!(second.exit == Some(2) && second.stderr.contains("another bootstrap"), "{second:?}");
     kill_process(Pid::from_child(&child), Signal::INT)?;
     let (exit, words) = outcome(&mut child)?;
     assert!(exit == Some(1) && words.contains("interrupted"), "{exit:?} {words}");
@@ -241,23 +269,35 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
         }
         child.kill()?;
         child.wait()?;
+        if store.exists() {
+            // It was done, if not at its end.
+            fs::remove_dir_all(store)?;
+            fs::remove_dir_all(store.with_file_name("follower-store.tablespaces"))?;
+            continue;
+        }
         killed += 1;
         in_flight += u32::from(part_of(store).exists());
-        assert!(!store.exists(), "a killed bootstrap left a store");
     }
     println!(
         "{killed} killed within {:.1} s, {in_flight} with a part of the store",
         whole.as_secs_f64()
     );
-    ensure!(in_flight > 0, "no kill came in time to show anything");
+    ensure!(in_flight >= KILLS / 2, "no kill came in time to show anything");
     let done = follower.verb("bootstrap", FAST)?;
     assert_eq!(done.exit, Some(0), "{done:?}");
     assert!(!part_of(store).exists());
     wait_until(|| slots(&setting.leader).is_ok_and(|slots| slots.is_empty()), "no slots")?;
+    let Setting { mut leader, mut leader_agent, .. } = setting;
     let mut follower = follower;
     follower.start()?;
-    let end: Lsn = setting.leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
-    follower.wait_replayed(end, PATIENCE)
+    let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
+    follower.wait_replayed(end, PATIENCE)?;
+    let expected = Setting::sums(&leader)?;
+    leader_agent.stop()?;
+    leader.stop(StopMode::Fast)?;
+    let promoted = follower.promote("promoted", &["--leader-is-dead"])?;
+    assert_eq!(Setting::sums(&promoted)?, expected);
+    Ok(())
 }
 
 fn spawn(agent: &Agent, arguments: &[&str]) -> Result<Child> {

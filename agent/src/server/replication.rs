@@ -17,6 +17,8 @@
 //! answered: `SendXlogRecPtrResult` and `SendTablespaceList` in
 //! `src/backend/backup/basebackup_copy.c`, from PostgreSQL 15 on.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ChannelBinding, ScramSha256};
@@ -26,7 +28,7 @@ use postgres_protocol::message::backend::{
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::fallible_iterator::FallibleIterator;
 use walferry_wire::BACKUP_DATA_MAX;
 use walfmt::{Lsn, Timeline};
@@ -38,9 +40,11 @@ const DEFAULT_PORT: u16 = 5432;
 /// No answer of a server is longer.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How many of the server's warnings are kept.
-const WARNINGS_MAX: usize = 5;
-/// `ERRCODE_FEATURE_NOT_SUPPORTED`
-const NOT_SUPPORTED: &str = "0A000";
+const WARNINGS_MAX: usize = 20;
+/// What a server says that was built without zstd: `ERRCODE_SYNTAX_ERROR` where it looks at the option
+/// (`validate_compress_specification`), else `ERRCODE_FEATURE_NOT_SUPPORTED`.
+const WITHOUT_ZSTD: [&str; 2] = ["42601", "0A000"];
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection that ends when this is dropped, and with it its backup and its slot.
 pub(crate) struct ReplicationConnection {
@@ -56,6 +60,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 /// How a base backup is to be made.
 pub(crate) struct BackupOptions {
     pub(crate) label: String,
+    /// The name of the slot.
+    pub(crate) slot: String,
     pub(crate) fast_checkpoint: bool,
     /// kB per second; 0 is as fast as it can.
     pub(crate) max_rate: u32,
@@ -101,7 +107,13 @@ impl ReplicationConnection {
             Trouble::misuse("[source] conninfo names no user")
                 .with_hint("a base backup needs a user with REPLICATION: add user=... to conninfo")
         })?;
-        let stream = open_socket(&config).await?;
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(Trouble::misuse("[source] conninfo: sslmode=require is not possible here")
+                .with_hint("connect through the Unix socket: the server is on this machine"));
+        }
+        let stream = tokio::time::timeout(CONNECT_LIMIT, open_socket(&config))
+            .await
+            .map_err(|_| Trouble::io("connecting to the server", "no answer"))??;
         let mut connection = Self { stream, received: BytesMut::new(), warnings: Vec::new() };
         let parameters = [
             ("user", user),
@@ -114,8 +126,8 @@ impl ReplicationConnection {
         Ok(connection)
     }
 
-    /// Has the server keep all WAL from now on, until this connection ends.
-    pub(crate) async fn hold_wal(&mut self, slot: &str) -> Result<(), Trouble> {
+    /// Has the server keep all WAL from now on, until this connection ends or a command fails.
+    async fn hold_wal(&mut self, slot: &str) -> Result<(), Trouble> {
         let command =
             format!("CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY PHYSICAL (RESERVE_WAL)");
         self.query(&command).await?;
@@ -132,16 +144,19 @@ impl ReplicationConnection {
         }
     }
 
-    /// Begins a base backup without WAL. Its pieces come from [`next`](Self::next).
+    /// Begins a base backup without WAL, and has the server keep that under a temporary slot until
+    /// this connection ends. Its pieces come from [`next`](Self::next).
     pub(crate) async fn base_backup(
         &mut self,
         options: &BackupOptions,
     ) -> Result<BackupStart, Trouble> {
+        self.hold_wal(&options.slot).await?;
         match self.try_base_backup(options, true).await? {
             Ok(start) => Ok(start),
             // A server can be built without zstd.
-            Err(refusal) if refusal.code == NOT_SUPPORTED => {
+            Err(refusal) if WITHOUT_ZSTD.contains(&&*refusal.code) => {
                 self.ready().await?;
+                self.hold_wal(&options.slot).await?; // an error ends temporary slots
                 let again = self.try_base_backup(options, false).await?;
                 again.map_err(|refusal| self.refused(&refusal))
             }
@@ -158,7 +173,7 @@ impl ReplicationConnection {
         let checkpoint = if options.fast_checkpoint { "fast" } else { "spread" };
         let mut command = format!(
             "BASE_BACKUP (LABEL '{quoted}', PROGRESS true, CHECKPOINT '{checkpoint}', WAL false, \
-             TABLESPACE_MAP true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'"
+             WAIT false, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'"
         );
         if options.max_rate > 0 {
             command += &format!(", MAX_RATE {}", options.max_rate);
@@ -168,14 +183,18 @@ impl ReplicationConnection {
         }
         command.push(')');
         self.query(&command).await?;
-        let (mut begun, mut bytes) = (None, 0);
+        let (mut begun, mut bytes) = (None, 0_u64);
         loop {
             match self.receive().await? {
                 Message::DataRow(row) if begun.is_none() => begun = Some(position(&row)?),
                 Message::DataRow(row) => {
                     // The third column; nothing without PROGRESS.
                     let kilobytes = column(&row, 2)?.unwrap_or_default();
-                    bytes += kilobytes.parse::<u64>().unwrap_or(0) * 1024;
+                    bytes = kilobytes
+                        .parse::<u64>()
+                        .unwrap_or(0)
+                        .saturating_mul(1024)
+                        .saturating_add(bytes);
                 }
                 Message::CopyOutResponse(_) => {
                     let Some((start, timeline)) = begun else {
@@ -203,6 +222,11 @@ impl ReplicationConnection {
                     let (end, timeline) = position(&row)?;
                     // A checksum that was wrong is told only now.
                     self.ready().await?;
+                    // Such as that it could not verify a file's checksums, and has not.
+                    if !self.warnings.is_empty() {
+                        let message = "the backup came with warnings".to_owned();
+                        return Err(self.refused(&Refusal { code: String::new(), message }));
+                    }
                     return Ok(BackupPiece::End { end, timeline });
                 }
                 Message::ErrorResponse(body) => {
@@ -239,7 +263,12 @@ impl ReplicationConnection {
         loop {
             match self.receive().await? {
                 Message::AuthenticationOk | Message::ParameterStatus(_) => {}
-                Message::BackendKeyData(_) | Message::AuthenticationSaslFinal(_) => {}
+                Message::BackendKeyData(_) => {}
+                // That the server knows the password too.
+                Message::AuthenticationSaslFinal(body) => {
+                    let client = scram.as_mut().ok_or_else(|| unexpected("SASL out of turn"))?;
+                    client.finish(body.data()).map_err(broken)?;
+                }
                 Message::AuthenticationCleartextPassword => {
                     let password = needed()?;
                     self.send(|out| frontend::password_message(password, out)).await?;
@@ -300,12 +329,15 @@ impl ReplicationConnection {
     /// The next message; warnings are kept, not given.
     async fn receive(&mut self) -> Result<Message, Trouble> {
         loop {
+            // Looked at before the parser makes room for it.
+            if let Some(mut length) = self.received.get(1..5)
+                && length.get_u32() as usize > MESSAGE_BYTES_MAX
+            {
+                return Err(unexpected("a message of more than 1 MB"));
+            }
             match Message::parse(&mut self.received).map_err(broken)? {
                 Some(Message::NoticeResponse(body)) => self.note(&body),
                 Some(message) => return Ok(message),
-                None if self.received.len() > MESSAGE_BYTES_MAX => {
-                    return Err(unexpected("a message of more than 1 MB"));
-                }
                 None => {
                     self.received.reserve(READ_BYTES);
                     if self.stream.read_buf(&mut self.received).await.map_err(broken)? == 0 {
@@ -423,4 +455,145 @@ fn broken(error: impl std::fmt::Display) -> Trouble {
 
 fn unexpected(what: &str) -> Trouble {
     broken(format_args!("the server sent {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A server's messages: a kind and what is in it.
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut message = vec![kind];
+        message.put_u32(body.len() as u32 + 4);
+        message.extend_from_slice(body);
+        message
+    }
+
+    fn row(columns: &[Option<&str>]) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put_u16(columns.len() as u16);
+        for column in columns {
+            body.put_i32(column.map_or(-1, |text| text.len() as i32));
+            body.extend_from_slice(column.unwrap_or_default().as_bytes());
+        }
+        message(b'D', &body)
+    }
+
+    fn failure(kind: u8, severity: &str, code: &str, words: &str) -> Vec<u8> {
+        message(kind, format!("S{severity}\0V{severity}\0C{code}\0M{words}\0\0").as_bytes())
+    }
+
+    /// Answers a login, and then each query with what `answer` gives; gives the queries.
+    async fn serve(
+        listener: UnixListener,
+        answer: impl Fn(&str) -> Vec<u8>,
+    ) -> std::io::Result<Vec<String>> {
+        let (mut stream, _) = listener.accept().await?;
+        let length = stream.read_u32().await? as usize;
+        stream.read_exact(&mut vec![0; length - 4]).await?;
+        let ready = message(b'Z', b"I");
+        stream.write_all(&[message(b'R', &[0; 4]), ready.clone()].concat()).await?;
+        let mut queries = Vec::new();
+        while let Ok(b'Q') = stream.read_u8().await {
+            let mut query = vec![0; stream.read_u32().await? as usize - 4];
+            stream.read_exact(&mut query).await?;
+            let query = String::from_utf8_lossy(&query).trim_end_matches('\0').to_owned();
+            stream.write_all(&[answer(&query), ready.clone()].concat()).await?;
+            queries.push(query);
+        }
+        Ok(queries)
+    }
+
+    fn backup(warning: Option<&str>) -> Vec<u8> {
+        let mut copy = Vec::new();
+        for data in [&b"nbase.tar\0\0"[..], b"dbytes", b"p\0\0\0\0\0\0\0\x01", b"m", b"d{}"] {
+            copy.extend(message(b'd', data));
+        }
+        [
+            row(&[Some("0/2000028"), Some("1")]),
+            message(b'C', b"SELECT\0"),
+            row(&[Some("16390"), Some("/somewhere"), Some("3")]),
+            row(&[None, None, Some("2")]),
+            message(b'C', b"SELECT\0"),
+            message(b'H', &[0, 0, 0]),
+            copy,
+            warning.map_or(Vec::new(), |words| failure(b'N', "WARNING", "01000", words)),
+            message(b'c', b""),
+            row(&[Some("0/3000000"), Some("1")]),
+            message(b'C', b"SELECT\0"),
+        ]
+        .concat()
+    }
+
+    /// Takes a whole backup of such a server; gives its queries and what came.
+    async fn take(
+        answer: impl Fn(&str) -> Vec<u8> + Send + 'static,
+    ) -> (Vec<String>, Result<Vec<String>, Trouble>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.5432")).expect("bound");
+        let server = tokio::spawn(serve(listener, answer));
+        let conninfo = format!("host={} user=u", directory.path().display());
+        let taken = async {
+            let mut connection = ReplicationConnection::connect(&conninfo).await?;
+            let options = BackupOptions {
+                label: "it's".into(),
+                slot: "slot".into(),
+                fast_checkpoint: true,
+                max_rate: 0,
+            };
+            let start = connection.base_backup(&options).await?;
+            let mut pieces = vec![format!("{} {}", start.bytes, start.is_compressed)];
+            loop {
+                let piece = connection.next().await?;
+                pieces.push(format!("{piece:?}"));
+                if matches!(piece, BackupPiece::End { .. }) {
+                    return Ok(pieces);
+                }
+            }
+        }
+        .await;
+        (server.await.expect("no panic").expect("served"), taken)
+    }
+
+    #[tokio::test]
+    async fn a_server_without_zstd_is_asked_again() {
+        let (queries, taken) = take(|query| {
+            if query.contains("zstd") {
+                failure(b'E', "ERROR", "42601", "this build does not support zstd")
+            } else if query.starts_with("BASE_BACKUP") {
+                backup(None)
+            } else {
+                message(b'C', b"CREATE\0")
+            }
+        })
+        .await;
+        let taken = taken.expect("a backup");
+        assert_eq!(taken[0], format!("{} false", 5 << 10));
+        assert_eq!(taken.len(), 6, "{taken:?}");
+        // The error has ended the slot.
+        let kinds: Vec<_> = queries.iter().map(|query| query.split(' ').next()).collect();
+        let slot = Some("CREATE_REPLICATION_SLOT");
+        assert_eq!(kinds, [slot, Some("BASE_BACKUP"), slot, Some("BASE_BACKUP")]);
+        assert!(queries[1].contains("'it''s'"), "{queries:?}");
+    }
+
+    #[tokio::test]
+    async fn a_backup_with_a_warning_or_too_long_a_message_is_none() {
+        let answer = |copy: fn() -> Vec<u8>| {
+            move |query: &str| match query.starts_with("BASE_BACKUP") {
+                true => copy(),
+                false => message(b'C', b"CREATE\0"),
+            }
+        };
+        let (_, taken) = take(answer(|| backup(Some("could not verify checksum in \"x\"")))).await;
+        let error = taken.expect_err("a warning").to_string();
+        assert!(error.contains("could not verify checksum in \"x\""), "{error}");
+        let (_, taken) = take(answer(|| vec![b'd', 0x7F, 0xFF, 0xFF, 0xFF])).await;
+        assert!(taken.expect_err("2 GB").to_string().contains("more than 1 MB"));
+        // The control.
+        assert!(take(answer(|| backup(None))).await.1.is_ok());
+    }
 }

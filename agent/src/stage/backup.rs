@@ -9,28 +9,32 @@
 //! backup.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use walferry_wire::{
     BackupArchive, BackupContent, BackupEnd, BackupPart, BackupRequest, BackupStarted, PlainText,
     RefusalCode, Sender, SenderEvent,
 };
+use walfmt::Lsn;
 
 use crate::clock;
 use crate::config::Source;
 use crate::node::Node;
 use crate::positions::Position;
 use crate::server::replication::{BackupOptions, BackupPiece, ReplicationConnection};
-use crate::trouble::Trouble;
+use crate::stage::{State, tail};
+use crate::tls::Connection;
+use crate::trouble::{Kind, Trouble};
 
 /// Parts between server and follower. The server waits while they are not taken.
 const QUEUE_PARTS: usize = 8;
 /// A follower that takes nothing for this long is gone; its disk may be slow.
-const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+const WRITE_LIMIT: Duration = Duration::from_secs(120);
+/// How often it is asked whether the WAL still comes.
+const TAIL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 enum Relayed {
     Part(BackupPart),
@@ -40,14 +44,19 @@ enum Relayed {
 /// The rest of a connection on which a backup was asked for. Gives the reason of its end.
 pub(crate) async fn serve(
     node: &Arc<Node>,
-    mut stream: TcpStream,
+    mut connection: Connection,
     mut sender: Sender,
     request: BackupRequest,
 ) -> anyhow::Result<String> {
     let (parts, mut relayed) = mpsc::channel(QUEUE_PARTS);
     let mut relay = JoinSet::new(); // ends its task when it is dropped
     let mut reason = format!("base backup for {} complete", request.node.as_str());
-    match conninfo(node) {
+    let place = node.backups.try_acquire();
+    let conninfo = match &place {
+        Ok(_) => conninfo(node),
+        Err(_) => Err("other nodes are being given backups: try again later".to_owned()),
+    };
+    match conninfo {
         Ok(conninfo) => {
             tracing::info!(follower = request.node.as_str(), "base backup begins");
             let node = Arc::clone(node);
@@ -74,10 +83,10 @@ pub(crate) async fn serve(
             sender.goodbye(&reason);
         }
         while let Some(bytes) = sender.poll_transmit() {
-            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes)).await??;
+            tokio::time::timeout(WRITE_LIMIT, connection.write(&bytes)).await??;
         }
         if sender.is_closed() {
-            let _ = stream.shutdown().await;
+            let _ = connection.stream.shutdown().await;
             return Ok(reason);
         }
         let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
@@ -85,12 +94,16 @@ pub(crate) async fn serve(
             part = relayed.recv() => match part {
                 Some(Relayed::Part(part)) => sender.send_backup(clock::now(), part)?,
                 Some(Relayed::Failed(trouble)) => {
-                    reason = trouble.to_string();
+                    reason = match trouble.hint() {
+                        Some(hint) => format!("{trouble} (hint: {hint})"),
+                        None => trouble.to_string(),
+                    };
+                    tracing::warn!("base backup failed: {reason}");
                     sender.goodbye(&reason);
                 }
                 None => sender.goodbye("the backup has ended early"),
             },
-            read = stream.read(&mut buffer) => match read? {
+            read = connection.stream.read(&mut buffer) => match read? {
                 0 => return Ok("closed by the follower".to_owned()),
                 length => sender.handle_bytes(clock::now(), &buffer[..length])?,
             },
@@ -124,15 +137,24 @@ async fn relay(
     parts: &mpsc::Sender<Relayed>,
 ) -> Result<(), Trouble> {
     let mut server = ReplicationConnection::connect(conninfo).await?;
-    // Nothing that the backup needs may be removed before it is in the archive.
-    server.hold_wal(&format!("walferry_bootstrap_{:016x}", rand::random::<u64>())).await?;
     let options = BackupOptions {
+        // Nothing that the backup needs may be removed before it is in the archive.
+        slot: format!("walferry_bootstrap_{:016x}", rand::random::<u64>()),
         label: format!("walferry bootstrap of {}", request.node.as_str()),
         fast_checkpoint: request.fast_checkpoint,
         max_rate: request.max_rate,
     };
     let start = server.base_backup(&options).await?;
     let identity = node.identity().ok_or_else(|| Trouble::io("archive", "it is not open"))?;
+    if start.timeline != identity.timeline {
+        let (server, archive) = (start.timeline, identity.timeline);
+        return Err(Trouble::new(
+            Kind::Refused,
+            format_args!("the server is on timeline {server}, this node's archive on {archive}"),
+        )
+        .with_hint("the leader's agent needs a new archive after a promotion of its server"));
+    }
+    check_tail(node)?;
     let started = BackupStarted {
         node: node.name(),
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
@@ -157,7 +179,7 @@ async fn relay(
             }),
             BackupPiece::Data(bytes) => BackupPart::Data(bytes),
             BackupPiece::End { end, timeline } => {
-                wait_until_archived(node, end).await;
+                wait_until_archived(node, end).await?;
                 goes_on = false;
                 BackupPart::Ended(BackupEnd { timeline, end })
             }
@@ -167,9 +189,27 @@ async fn relay(
     Ok(())
 }
 
-async fn wait_until_archived(node: &Node, end: walfmt::Lsn) {
+/// Waits until the slot is needed no more.
+async fn wait_until_archived(node: &Node, end: Lsn) -> Result<(), Trouble> {
     let mut changes = node.positions.subscribe();
     while node.positions.get(Position::Appended) < end && !node.stopping() {
-        let _ = changes.changed().await;
+        check_tail(node)?;
+        let _ = tokio::time::timeout(TAIL_CHECK_INTERVAL, changes.changed()).await;
+    }
+    Ok(())
+}
+
+/// A backup is worth nothing without the WAL behind it.
+fn check_tail(node: &Node) -> Result<(), Trouble> {
+    if let Some(trouble) = node.shipping_forbidden() {
+        return Err(trouble);
+    }
+    match node.stages.all().get(tail::STAGE) {
+        Some(report) if report.state == State::Stopped => {
+            let words = format_args!("the leader's agent reads no WAL: {}", report.detail);
+            Err(Trouble::new(Kind::Refused, words)
+                .with_hint("its own status says why; mend that first"))
+        }
+        _ => Ok(()),
     }
 }

@@ -22,6 +22,7 @@ use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::State;
 use crate::stage::send::WRITE_LIMIT;
+use crate::tls::{self, PeerAddress};
 use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "receive";
@@ -133,7 +134,8 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
 
 /// Whether a peer answers, as a leader does: for a promotion, which must know that it does not.
 pub(crate) async fn answers(peer: &str) -> bool {
-    matches!(tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer)).await, Ok(Ok(_)))
+    let Ok(PeerAddress { address, .. }) = PeerAddress::parse(peer) else { return false };
+    matches!(tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
 fn archive_gone() -> Trouble {
@@ -156,6 +158,10 @@ fn refused_state(node: &Node, peer: &str, refused: &Refused) {
             "the two nodes have different histories: one of them was restored or promoted",
         ),
         RefusalCode::NOT_READY => (State::Waiting, "the peer is starting"),
+        RefusalCode::NOT_ALLOWED => (
+            State::Retrying,
+            "the peer decides by the name in this node's certificate and by its own [tls.roles]",
+        ),
         _ => (State::Retrying, "check that [source] peers names the right agent"),
     };
     let trouble = Trouble::new(
@@ -174,11 +180,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
         outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| archive_gone())?;
         answer.await.map_err(|_| archive_gone())?
     };
-    let mut stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| lost(&"no answer"))?
-        .map_err(|error| lost(&error))?;
-    stream.set_nodelay(true).map_err(|error| lost(&error))?;
+    let mut connection = tls::connect(node.tls.as_ref(), peer).await?;
     let config = ReceiverConfig {
         hello: hello(node, begin.resume)?,
         positions: begin.positions,
@@ -188,11 +190,18 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
     let mut changes = node.positions.subscribe();
     let mut failed = outlet.failed.clone();
     let mut buffer = vec![0; READ_BYTES];
-    let mut reason = "closed by the peer".to_owned();
+    let mut reason = match node.tls {
+        Some(_) => "closed by the peer".to_owned(),
+        None => "closed by the peer before it answered; it may want TLS, see [tls]".to_owned(),
+    };
     loop {
         while let Some(event) = receiver.poll_event() {
             match event {
                 ReceiverEvent::Welcomed(welcome) => {
+                    if let Some(objection) = connection.objection_to_name(&welcome.node) {
+                        return Err(lost(&objection));
+                    }
+                    "closed by the peer".clone_into(&mut reason);
                     node.set_server_version(welcome.server_version_num);
                     let detail = format!("from {} at {peer}", welcome.node.as_str());
                     node.stages.set(STAGE, State::Streaming, detail);
@@ -218,18 +227,18 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
             receiver.goodbye(&reason);
         }
         while let Some(bytes) = receiver.poll_transmit() {
-            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes))
+            tokio::time::timeout(WRITE_LIMIT, connection.write(&bytes))
                 .await
                 .map_err(|_| lost(&"takes nothing"))?
                 .map_err(|error| lost(&error))?;
         }
         if receiver.is_closed() {
-            let _ = stream.shutdown().await;
+            let _ = connection.stream.shutdown().await;
             return Ok(Ended::Closed(reason));
         }
         let deadline = receiver.poll_timeout().unwrap_or_else(Instant::now);
         tokio::select! {
-            read = stream.read(&mut buffer) => match read.map_err(|error| lost(&error))? {
+            read = connection.stream.read(&mut buffer) => match read.map_err(|error| lost(&error))? {
                 0 => return Ok(Ended::Closed(reason)),
                 length => receiver
                     .handle_bytes(Instant::now(), &buffer[..length])

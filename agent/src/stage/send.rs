@@ -26,6 +26,7 @@ use crate::clock;
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::{State, backup, tail};
+use crate::tls::{self, Role};
 use crate::trouble::Trouble;
 
 const STAGE: &str = "send";
@@ -93,10 +94,10 @@ async fn serve(node: &Arc<Node>, stream: TcpStream, address: SocketAddr) {
 /// The life of one connection: moves bytes and knows no rules. Gives the reason of a proper end.
 async fn exchange(
     node: &Arc<Node>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     follower: &mut Option<NodeName>,
 ) -> anyhow::Result<String> {
-    stream.set_nodelay(true)?;
+    let mut connection = tls::accept(node.tls.as_ref(), stream).await?;
     let mut sender = Sender::new(
         SenderConfig {
             identity: identity(node),
@@ -114,6 +115,11 @@ async fn exchange(
         while let Some(event) = sender.poll_event() {
             match event {
                 SenderEvent::CheckResume(hello) => {
+                    let tls = node.tls.as_ref();
+                    if let Some(text) = connection.objection(tls, &hello.node, Role::Follower) {
+                        sender.refuse(RefusalCode::NOT_ALLOWED, &text)?;
+                        continue;
+                    }
                     let name = hello.node.clone();
                     node.positions.with_follower(name.as_str(), |known| known.connections += 1);
                     *follower = Some(name);
@@ -133,7 +139,12 @@ async fn exchange(
                     }
                 }
                 SenderEvent::BackupRequested(request) => {
-                    return backup::serve(node, stream, sender, request).await;
+                    let tls = node.tls.as_ref();
+                    if let Some(text) = connection.objection(tls, &request.node, Role::Bootstrap) {
+                        sender.refuse(RefusalCode::NOT_ALLOWED, &text)?;
+                        continue;
+                    }
+                    return backup::serve(node, connection, sender, request).await;
                 }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
@@ -145,15 +156,15 @@ async fn exchange(
             sender.goodbye(&reason);
         }
         while let Some(bytes) = sender.poll_transmit() {
-            tokio::time::timeout(WRITE_LIMIT, stream.write_all(&bytes)).await??;
+            tokio::time::timeout(WRITE_LIMIT, connection.write(&bytes)).await??;
         }
         if sender.is_closed() {
-            let _ = stream.shutdown().await;
+            let _ = connection.stream.shutdown().await;
             return Ok(reason);
         }
         let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
         tokio::select! {
-            read = stream.read(&mut buffer) => match read? {
+            read = connection.stream.read(&mut buffer) => match read? {
                 0 => return Ok(reason),
                 length => sender.handle_bytes(clock::now(), &buffer[..length])?,
             },

@@ -31,7 +31,7 @@ use walfmt::rmgr::xlog::{Change, CheckPoint};
 use walfmt::{Lsn, Record, RecordStream, SegmentName, Step, StreamStart};
 
 use crate::config::{Config, Source};
-use crate::node::{Identity, Node};
+use crate::node::{Identity, Node, wait_for_signal};
 use crate::positions::Position;
 use crate::stage::tail::{WalTail, read_control_file};
 use crate::stage::{State, receive};
@@ -95,13 +95,27 @@ fn from_peer(node: &Arc<Node>, target: &Path, options: network::Options) -> Resu
         return Err(Trouble::misuse("[source] names no peers to get a backup from")
             .with_hint("bootstrap makes followers; on a leader there is nothing to bootstrap"));
     };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Trouble::io("starting the runtime", error))?;
+    let interrupted = Arc::clone(node);
+    runtime.spawn(async move {
+        if wait_for_signal().await.is_ok() {
+            interrupted.begin_stop();
+        }
+    });
     let prepare = |identity: Identity| node.open_archive(identity).map(drop);
-    let (copy, identity) = network::fetch(node, &peers, target, options, prepare)?;
+    let (copy, identity) = network::fetch(node, &runtime, &peers, target, options, prepare)?;
     let prepared = read_backup(copy.part()).and_then(|(control, label)| {
-        if control.system_identifier != identity.system_identifier {
-            return Err(Trouble::new(
-                Kind::Corrupt,
-                "the backup is of another cluster than its leader",
+        let is_same = control.system_identifier == identity.system_identifier
+            && control.segment_size == identity.segment_size;
+        if !is_same || label.from_standby {
+            let what = if is_same { "is of a standby" } else { "is of another cluster" };
+            return Err(Trouble::new(Kind::Refused, format_args!("the backup {what}")).with_hint(
+                "[source] conninfo of the leader's agent must lead to the server of its \
+                 data_directory",
             ));
         }
         let archive = node.open_archive(identity)?;
@@ -126,9 +140,18 @@ fn finish(
     copy: Copy,
     label: &BackupLabel,
 ) -> Result<(), Trouble> {
-    let facts = collect(node, archive, identity, label)?;
-    let prepared = Store::prepare(copy.part(), &facts.check_point, label.check_point, label);
-    prepared.map_err(|error| Trouble::new(Kind::Unsupported, error))?;
+    let prepared = collect(node, archive, identity, label).and_then(|facts| {
+        Store::prepare(copy.part(), &facts.check_point, label.check_point, label)
+            .map_err(|error| Trouble::new(Kind::Unsupported, error))?;
+        Ok(facts)
+    });
+    let facts = match prepared {
+        Ok(facts) => facts,
+        Err(trouble) => {
+            copy.discard();
+            return Err(trouble);
+        }
+    };
     let target = copy.put_in_place()?;
     println!(
         "{} is ready: replay begins at {}, the backup ended at {}, the archive holds WAL up to {}",
@@ -298,6 +321,9 @@ fn wait_for_facts(
     spinner: &ProgressBar,
 ) -> Result<Facts, Trouble> {
     loop {
+        if node.stopping() {
+            return Err(network::interrupted());
+        }
         let durable = node.positions.get(Position::Durable);
         if let Some(facts) = search.search(durable)? {
             return Ok(facts);

@@ -53,39 +53,37 @@ pub(super) struct Copy {
     target: PathBuf,
     tablespaces_part: PathBuf,
     tablespaces: PathBuf,
+    /// `part`, locked: another bootstrap would take it for one that was interrupted.
+    _lock: fs::File,
 }
 
 impl Copy {
     /// Copies the backup of a cluster of this major for a store at `target`, whose place is free.
     /// What an interrupted copy left is removed first.
     pub(super) fn make(backup: &Path, target: &Path, version: &Version) -> Result<Self, Trouble> {
-        let copy = Self::beside(target)?;
+        let copy = Self::empty(target)?;
         let mut plan = Plan::default();
-        plan.add_backup(backup, &copy, version)?;
-        plan.carry_out(&copy)?;
-        Ok(copy)
+        let made = plan.add_backup(backup, &copy, version).and_then(|()| plan.carry_out(&copy));
+        match made {
+            Ok(()) => Ok(copy),
+            Err(trouble) => {
+                copy.discard();
+                Err(trouble)
+            }
+        }
     }
 
     /// An empty copy for a store at `target`, whose place is free, to be filled by the caller. What an
     /// interrupted one left is removed first.
     pub(super) fn empty(target: &Path) -> Result<Self, Trouble> {
-        let copy = Self::beside(target)?;
-        fs::create_dir_all(parent(&copy.target)).map_err(failed(parent(&copy.target)))?;
-        make_directory(&copy.part)?;
-        Ok(copy)
-    }
-
-    fn beside(target: &Path) -> Result<Self, Trouble> {
         let target = std::path::absolute(target).map_err(failed(target))?;
         let tablespaces = tablespaces_directory(&target);
-        let copy = Self {
-            part: part_of(&target),
-            tablespaces_part: part_of(&tablespaces),
-            target,
-            tablespaces,
-        };
-        copy.clear_place()?;
-        Ok(copy)
+        let (part, tablespaces_part) = (part_of(&target), part_of(&tablespaces));
+        clear_place(&part, &tablespaces, &tablespaces_part)?;
+        fs::create_dir_all(parent(&target)).map_err(failed(parent(&target)))?;
+        make_directory(&part)?;
+        let lock = lock(&part)?;
+        Ok(Self { part, target, tablespaces_part, tablespaces, _lock: lock })
     }
 
     /// Makes a tablespace's directory and the link to it; gives where its files go.
@@ -137,30 +135,41 @@ impl Copy {
             .map_err(failed(&self.target))?;
         Ok(self.target)
     }
+}
 
-    fn clear_place(&self) -> Result<(), Trouble> {
-        // While it is there, a copy was interrupted, which had found the other place free.
-        let interrupted = self.part.exists();
-        if !interrupted && fs::read_dir(&self.tablespaces).is_ok_and(|mut dir| dir.next().is_some())
-        {
-            return Err(Trouble::misuse(format_args!(
-                "{} is not empty",
-                self.tablespaces.display()
-            ))
+fn clear_place(part: &Path, tablespaces: &Path, tablespaces_part: &Path) -> Result<(), Trouble> {
+    // While it is there, a copy was interrupted, which had found the other place free.
+    let interrupted = part.exists();
+    if interrupted {
+        drop(lock(part)?); // or it is not interrupted at all
+    }
+    if !interrupted && fs::read_dir(tablespaces).is_ok_and(|mut dir| dir.next().is_some()) {
+        return Err(Trouble::misuse(format_args!("{} is not empty", tablespaces.display()))
             .with_hint(
                 "the store's tablespaces go there: name another [store] data_directory, or remove \
                  what an old store has left",
             ));
-        }
-        for path in [&self.tablespaces, &self.tablespaces_part, &self.part] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(failed(path)(error));
-                }
-                _ => {}
+    }
+    for path in [tablespaces, tablespaces_part, part] {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(failed(path)(error));
             }
+            _ => {}
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+fn lock(part: &Path) -> Result<fs::File, Trouble> {
+    let directory = fs::File::open(part).map_err(failed(part))?;
+    match rustix::fs::flock(&directory, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(directory),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let words = format_args!("another bootstrap is at work in {}", part.display());
+            Err(Trouble::misuse(words).with_hint("wait for it, or end it"))
+        }
+        Err(error) => Err(failed(part)(error.into())),
     }
 }
 
@@ -267,9 +276,9 @@ impl Plan {
         ) {
             progress.set_style(style);
         }
-        fs::create_dir_all(parent(&copy.target)).map_err(failed(parent(&copy.target)))?;
         let status = copy.part.join("pg_wal/archive_status");
-        for path in self.directories.iter().chain([&status]) {
+        let directories = self.directories.iter().filter(|path| **path != copy.part);
+        for path in directories.chain([&status]) {
             make_directory(path)?;
         }
         for (link, to) in &self.links {

@@ -5,24 +5,26 @@
 use std::cell::Cell;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use walferry_wire::{
-    BackupArchive, BackupEvent, BackupReceiver, BackupRequest, BackupStarted, Limits, PlainText,
+    BackupArchive, BackupEnd, BackupEvent, BackupReceiver, BackupRequest, BackupStarted, Limits,
+    PlainText,
 };
 use walfmt::Version;
 
 use super::copy::Copy;
 use super::unpack::Unpacker;
-use crate::node::{Identity, Node, wait_for_signal};
+use crate::node::{Identity, Node};
+use crate::tls::{self, Tls};
 use crate::trouble::{Kind, Trouble};
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How often a line is written where no terminal is, as under systemd.
 const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 256 << 10;
@@ -42,7 +44,7 @@ enum Item {
     Started(BackupStarted),
     Archive(BackupArchive),
     Data(Bytes),
-    Ended,
+    Ended(BackupEnd),
     Failed(Trouble),
     Interrupted,
 }
@@ -50,17 +52,13 @@ enum Item {
 /// Fetches a backup from the first peer that gives one. `prepare` is told whose it is before any file
 /// is made. What is there of a backup that fails is removed.
 pub(super) fn fetch(
-    node: &Node,
+    node: &Arc<Node>,
+    runtime: &Runtime,
     peers: &[String],
     target: &Path,
     options: Options,
     prepare: impl Fn(Identity) -> Result<(), Trouble>,
 ) -> Result<(Copy, Identity), Trouble> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|error| Trouble::io("starting the runtime", error))?;
     let mut last = Trouble::misuse("[source] names no peers");
     for peer in peers {
         let request = BackupRequest {
@@ -70,7 +68,7 @@ pub(super) fn fetch(
             max_rate: options.max_rate,
         };
         let (send, mut items) = mpsc::channel(QUEUE_ITEMS);
-        runtime.spawn(converse(peer.clone(), request, send));
+        runtime.spawn(converse(Arc::clone(node), peer.clone(), request, send));
         let waiting = ProgressBar::new_spinner();
         waiting.set_message(format!("{peer}: waiting for a checkpoint of its server"));
         waiting.enable_steady_tick(Duration::from_millis(200));
@@ -88,7 +86,7 @@ pub(super) fn fetch(
         let identity = identity_of(&started)?;
         prepare(identity)?;
         let copy = Copy::empty(target)?;
-        return match write(items, &copy, started.bytes) {
+        return match write(node, items, &copy, started.bytes) {
             Ok(()) => Ok((copy, identity)),
             Err(trouble) => {
                 copy.discard();
@@ -115,11 +113,11 @@ fn identity_of(started: &BackupStarted) -> Result<Identity, Trouble> {
 }
 
 /// Writes the backup as it comes, and checks it. All of it is durable then.
-fn write(items: mpsc::Receiver<Item>, copy: &Copy, bytes: u64) -> Result<(), Trouble> {
+fn write(node: &Node, items: mpsc::Receiver<Item>, copy: &Copy, bytes: u64) -> Result<(), Trouble> {
     let progress = Progress::new(bytes);
     let mut unpacker = Unpacker::new(copy, &progress);
     let mut items = Items { items, bytes: Bytes::new(), next: None };
-    loop {
+    let end = loop {
         match items.next_item() {
             Item::Archive(archive) => {
                 if let Err(trouble) = unpacker.archive(archive, &mut items) {
@@ -131,17 +129,18 @@ fn write(items: mpsc::Receiver<Item>, copy: &Copy, bytes: u64) -> Result<(), Tro
                     });
                 }
             }
-            Item::Ended => break,
+            Item::Ended(end) => break end,
             Item::Failed(trouble) => return Err(trouble),
             Item::Interrupted => return Err(interrupted()),
             Item::Started(_) | Item::Data(_) => {
                 return Err(Trouble::io("base backup", "a part of it came out of turn"));
             }
         }
-    }
-    unpacker.check()?;
+    };
+    unpacker.check(end.end)?;
     progress.finish();
-    copy.sync()
+    copy.sync()?;
+    if node.stopping() { Err(interrupted()) } else { Ok(()) }
 }
 
 /// How far it is: a bar, or where no terminal is a line from time to time.
@@ -214,44 +213,53 @@ impl Read for Items {
     }
 }
 
-fn interrupted() -> Trouble {
+pub(super) fn interrupted() -> Trouble {
     Trouble::io("bootstrap", "interrupted; nothing of it was kept")
 }
 
-async fn converse(peer: String, request: BackupRequest, items: mpsc::Sender<Item>) {
+async fn converse(
+    node: Arc<Node>,
+    peer: String,
+    request: BackupRequest,
+    items: mpsc::Sender<Item>,
+) {
     let last = tokio::select! {
-        received = receive(&peer, request, &items) => match received {
+        received = receive(node.tls.as_ref(), &peer, request, &items) => match received {
             Ok(()) => return,
             Err(trouble) => Item::Failed(trouble),
         },
-        _ = wait_for_signal() => Item::Interrupted,
+        () = node.stopped() => Item::Interrupted,
     };
     let _ = items.send(last).await; // nobody listens when writing has failed
 }
 
 /// The life of one connection: moves bytes and knows no rules.
 async fn receive(
+    tls: Option<&Arc<Tls>>,
     peer: &str,
     request: BackupRequest,
     items: &mpsc::Sender<Item>,
 ) -> Result<(), Trouble> {
     let lost = |error: &dyn std::fmt::Display| Trouble::io(format_args!("peer {peer}"), error);
-    let mut stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| lost(&"no answer"))?
-        .map_err(|error| lost(&error))?;
+    let mut connection = tls::connect(tls, peer).await?;
     let mut receiver = BackupReceiver::new(request, Limits::default(), Instant::now());
     let mut buffer = vec![0; READ_BYTES];
     loop {
         while let Some(event) = receiver.poll_event() {
             let item = match event {
-                BackupEvent::Started(started) => Item::Started(started),
+                BackupEvent::Started(started) => {
+                    if let Some(objection) = connection.objection_to_name(&started.node) {
+                        return Err(lost(&objection));
+                    }
+                    Item::Started(started)
+                }
                 BackupEvent::Archive(archive) => Item::Archive(archive),
                 BackupEvent::Data(bytes) => Item::Data(bytes),
-                BackupEvent::Ended(_) => Item::Ended,
+                BackupEvent::Ended(end) => Item::Ended(end),
                 BackupEvent::Refused(refused) => {
                     let words = format_args!("peer {peer} gives no backup: {}", refused.text);
-                    return Err(Trouble::new(Kind::Refused, words));
+                    return Err(Trouble::new(Kind::Refused, words)
+                        .with_hint("the log of the peer's agent says more"));
                 }
                 BackupEvent::Goodbye(goodbye) => {
                     let words = format_args!("the backup from {peer} failed: {}", goodbye.reason);
@@ -259,27 +267,30 @@ async fn receive(
                         .with_hint("nothing of it was kept; mend that, then bootstrap again"));
                 }
             };
-            let is_last = matches!(item, Item::Ended);
+            let is_last = matches!(item, Item::Ended(_));
             if items.send(item).await.is_err() || is_last {
                 return Ok(());
             }
         }
         receiver.resume_listening(Instant::now());
         while let Some(bytes) = receiver.poll_transmit() {
-            stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
+            connection.write(&bytes).await.map_err(|error| lost(&error))?;
         }
         if receiver.is_closed() {
             return Err(lost(&"the connection is closed"));
         }
         let deadline = receiver.poll_timeout().unwrap_or_else(Instant::now);
         tokio::select! {
-            read = stream.read(&mut buffer) => match read.map_err(|error| lost(&error))? {
+            read = connection.stream.read(&mut buffer) => match read.map_err(|error| lost(&error))? {
+                0 if tls.is_none() => {
+                    return Err(lost(&"it has closed the connection; it may want TLS, see [tls]"));
+                }
                 0 => return Err(lost(&"it has closed the connection")),
                 length => {
                     let handled = receiver.handle_bytes(Instant::now(), &buffer[..length]);
                     if let Err(error) = handled {
                         while let Some(bytes) = receiver.poll_transmit() {
-                            let _ = stream.write_all(&bytes).await;
+                            let _ = connection.write(&bytes).await;
                         }
                         return Err(lost(&error));
                     }

@@ -19,14 +19,22 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use walferry_wire::{BackupArchive, BackupContent};
+use walfmt::Lsn;
+use walfmt::bytes::{u16_at, u32_at};
+use walfmt::page::{PAGE_HEADER_SIZE as HEADER_BYTES, field::PD_UPPER};
+use walfmt::relation::BLOCK_SIZE;
 
 use super::copy::{Copy, LEFT_OUT_FILES, failed};
 use super::network::Progress;
 use crate::trouble::{Kind, Trouble};
 
 const WRITE_BYTES: usize = 256 << 10;
+/// 8 MB of memory; a server that compresses at level 1 needs less.
+const WINDOW_LOG_MAX: u32 = 23;
 /// A manifest has some 150 bytes for each file.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+/// A server ends an archive with two blocks of 512 zeros.
+const PADDING_BYTES_MAX: u64 = 1 << 20;
 /// The longest path that a server has, and more.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -38,6 +46,68 @@ pub(super) struct Unpacker<'a> {
     files: BTreeMap<String, Facts>,
     manifest: Vec<u8>,
     buffer: Vec<u8>,
+    latest: LatestPage,
+}
+
+/// The page with the highest LSN of all.
+#[derive(Debug, Default)]
+struct LatestPage {
+    lsn: Lsn,
+    path: String,
+    block: u64,
+}
+
+/// The headers of a relation's pages, as they go by. The server verifies the checksums of pages, but
+/// leaves out those that look new or changed since the backup began: where that is not true, it shows
+/// here (`sendFile`, `src/backend/backup/basebackup.c`).
+struct Pages<'a> {
+    path: &'a str,
+    header: [u8; HEADER_BYTES],
+    /// How many bytes have gone by.
+    seen: u64,
+}
+
+impl<'a> Pages<'a> {
+    /// Nothing if the file is none of a relation's.
+    fn of(path: &'a str) -> Option<Self> {
+        let (directory, name) = path.rsplit_once('/')?;
+        let holds_relations = ["base", "global", "pg_tblspc"]
+            .contains(&directory.split('/').next().unwrap_or_default());
+        let is_relation = holds_relations && name.starts_with(|first: char| first.is_ascii_digit());
+        is_relation.then_some(Self { path, header: [0; HEADER_BYTES], seen: 0 })
+    }
+
+    fn look_at(&mut self, mut bytes: &[u8], latest: &mut LatestPage) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let at = (self.seen % BLOCK_SIZE as u64) as usize;
+            let wanted = if at < HEADER_BYTES { HEADER_BYTES - at } else { BLOCK_SIZE - at };
+            let (part, rest) = bytes.split_at(wanted.min(bytes.len()));
+            if at < HEADER_BYTES {
+                self.header[at..at + part.len()].copy_from_slice(part);
+            }
+            self.seen += part.len() as u64;
+            bytes = rest;
+            if at < HEADER_BYTES && at + part.len() == HEADER_BYTES {
+                self.check(latest)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, latest: &mut LatestPage) -> Result<(), String> {
+        let block = self.seen / BLOCK_SIZE as u64;
+        // Two halves of 4 bytes, the high one first.
+        let [high, low] = [0, 4].map(|at| u64::from(u32_at(&self.header, at)));
+        let lsn = Lsn(high << 32 | low);
+        if u16_at(&self.header, PD_UPPER) == 0 && self.header != [0; HEADER_BYTES] {
+            let path = self.path;
+            return Err(format!("{path}, block {block}: a page that is not new has no pd_upper"));
+        }
+        if lsn > latest.lsn {
+            *latest = LatestPage { lsn, path: self.path.to_owned(), block };
+        }
+        Ok(())
+    }
 }
 
 /// What is compared with the manifest.
@@ -55,6 +125,7 @@ impl<'a> Unpacker<'a> {
             files: BTreeMap::new(),
             manifest: Vec::new(),
             buffer: vec![0; WRITE_BYTES],
+            latest: LatestPage::default(),
         }
     }
 
@@ -65,7 +136,8 @@ impl<'a> Unpacker<'a> {
         data: impl Read,
     ) -> Result<(), Trouble> {
         if archive.is_compressed {
-            let decoder = zstd::Decoder::new(data).map_err(came)?;
+            let mut decoder = zstd::Decoder::new(data).map_err(came)?;
+            decoder.window_log_max(WINDOW_LOG_MAX).map_err(came)?;
             self.content(archive.content, decoder)
         } else {
             self.content(archive.content, data)
@@ -88,7 +160,11 @@ impl<'a> Unpacker<'a> {
             }
         }
         // What is behind the last entry is padding, and the end of a compressed frame.
-        io::copy(&mut data, &mut io::sink()).map_err(came)?;
+        let rest =
+            io::copy(&mut data.take(PADDING_BYTES_MAX + 1), &mut io::sink()).map_err(came)?;
+        if rest > PADDING_BYTES_MAX {
+            return Err(corrupt("an archive goes on after its end"));
+        }
         Ok(())
     }
 
@@ -96,10 +172,13 @@ impl<'a> Unpacker<'a> {
     /// data directory.
     fn tar(&mut self, root: &Path, prefix: &str, data: &mut impl Read) -> Result<(), Trouble> {
         let mut archive = tar::Archive::new(data);
-        for entry in archive.entries().map_err(came)? {
+        // Raw: a server writes no extensions of the format, which could be of any length.
+        for entry in archive.entries().map_err(came)?.raw(true) {
             let mut entry = entry.map_err(came)?;
             let name = entry.path_bytes();
-            let name = String::from_utf8_lossy(&name).trim_end_matches('/').to_owned();
+            let name = std::str::from_utf8(&name)
+                .map_err(|_| corrupt(format_args!("a file's name is not UTF-8: {name:?}")))?;
+            let name = name.trim_start_matches("./").trim_end_matches('/').to_owned();
             let kind = entry.header().entry_type();
             let to = root.join(checked(&name)?);
             let path = format!("{prefix}{name}");
@@ -112,7 +191,7 @@ impl<'a> Unpacker<'a> {
             } else if kind.is_file() {
                 let file_name = name.rsplit('/').next().unwrap_or_default();
                 let is_wanted = !LEFT_OUT_FILES.contains(&file_name);
-                let facts = self.file(&mut entry, is_wanted.then_some(&to))?;
+                let facts = self.file(&mut entry, is_wanted.then_some(&to), &path)?;
                 self.files.insert(path, facts);
             } else {
                 return Err(corrupt(format_args!("{path} is neither a file nor a directory")));
@@ -121,8 +200,14 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn file(&mut self, data: &mut impl Read, to: Option<&PathBuf>) -> Result<Facts, Trouble> {
+    fn file(
+        &mut self,
+        data: &mut impl Read,
+        to: Option<&PathBuf>,
+        path: &str,
+    ) -> Result<Facts, Trouble> {
         let mut facts = Facts { size: 0, crc: 0 };
+        let mut pages = Pages::of(path);
         let mut file = match to {
             Some(path) => {
                 let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -139,6 +224,9 @@ impl<'a> Unpacker<'a> {
             let bytes = &self.buffer[..length];
             facts.size += length as u64;
             facts.crc = crc32c::crc32c_append(facts.crc, bytes);
+            if let Some(pages) = &mut pages {
+                pages.look_at(bytes, &mut self.latest).map_err(corrupt)?;
+            }
             if let Some((file, path)) = &mut file {
                 file.write_all(bytes).map_err(failed(path))?;
             }
@@ -146,8 +234,14 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Compares what came with what the manifest says.
-    pub(super) fn check(self) -> Result<(), Trouble> {
+    /// Compares what came with what the manifest says, and pages with where the backup ended.
+    pub(super) fn check(self, end: Lsn) -> Result<(), Trouble> {
+        let LatestPage { lsn, path, block } = &self.latest;
+        if *lsn > end {
+            return Err(corrupt(format_args!(
+                "{path}, block {block}: the page's LSN is {lsn}, the backup ended at {end}"
+            )));
+        }
         check_manifest(&self.manifest, self.files).map_err(corrupt)
     }
 }
@@ -327,6 +421,35 @@ mod tests {
         let none = manifest().replace("CRC32C", "NONE");
         let (body, _) = none.split_once("\"Manifest-Checksum\"").expect("there");
         assert!(check_manifest(seal(body).as_bytes(), files()).is_err(), "no checksums");
+    }
+
+    #[test]
+    fn pages_that_the_server_does_not_verify_are_looked_at() {
+        let page = |lsn: u64, upper: u16| {
+            let mut page = [0x11; BLOCK_SIZE];
+            walfmt::bytes::put(&mut page, 0, ((lsn >> 32) as u32).to_le_bytes());
+            walfmt::bytes::put(&mut page, 4, (lsn as u32).to_le_bytes());
+            walfmt::bytes::put(&mut page, PD_UPPER, upper.to_le_bytes());
+            page
+        };
+        let look = |pages: &[[u8; BLOCK_SIZE]], cut: usize| {
+            let (mut looking, mut latest) =
+                (Pages::of("base/5/16384_fsm").expect("a relation"), LatestPage::default());
+            for bytes in pages.as_flattened().chunks(cut) {
+                looking.look_at(bytes, &mut latest)?;
+            }
+            Ok::<_, String>((latest.lsn, latest.block))
+        };
+        for cut in [1, 7, 24, 8192, 10_000] {
+            let pages = [page(5, 8000), page(3 << 32 | 9, 8000), [0; BLOCK_SIZE], page(7, 8000)];
+            assert_eq!(look(&pages, cut), Ok((Lsn(3 << 32 | 9), 1)), "{cut}");
+            let error = look(&[page(5, 8000), page(6, 0)], cut).expect_err("not new");
+            assert!(error.contains("16384_fsm, block 1"), "{error}");
+        }
+        for path in ["base/5/PG_VERSION", "global/pg_control", "pg_xact/0000", "1", "backup_label"]
+        {
+            assert!(Pages::of(path).is_none(), "{path}");
+        }
     }
 
     #[test]

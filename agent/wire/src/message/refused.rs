@@ -48,6 +48,8 @@ impl RefusalCode {
     pub const PROTOCOL_VERSION: Self = Self(9);
     /// The leader cannot serve anybody yet, or not any more.
     pub const NOT_READY: Self = Self(10);
+    /// The follower is not who it says, or may not ask for this.
+    pub const NOT_ALLOWED: Self = Self(11);
 
     /// The name of a code that this version knows.
     #[must_use]
@@ -63,6 +65,7 @@ impl RefusalCode {
             Self::TOO_MANY_CONNECTIONS => "too_many_connections",
             Self::PROTOCOL_VERSION => "protocol_version",
             Self::NOT_READY => "not_ready",
+            Self::NOT_ALLOWED => "not_allowed",
             _ => return None,
         })
     }
