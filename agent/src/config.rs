@@ -134,10 +134,10 @@ pub(crate) struct StoreSection {
 pub(crate) struct ListenSection {
     /// For followers.
     pub(crate) replication: Option<SocketAddr>,
-    /// For `/metrics` and `/healthz`. Plain HTTP, wherever it listens.
+    /// For `/metrics` and `/healthz`, in plain text.
     pub(crate) metrics: Option<SocketAddr>,
-    /// Connections between agents may be plain text off loopback too: whoever can reach the port
-    /// gets the WAL, and whoever is in between can read it.
+    /// Plain text may leave this machine: metrics, and without `[tls]` the WAL, which whoever can reach
+    /// the port gets then, and whoever is in between can read.
     #[serde(default)]
     pub(crate) insecure: bool,
 }
@@ -178,6 +178,17 @@ impl Config {
         for (name, _) in roles {
             name.parse::<walferry_wire::NodeName>()
                 .map_err(|error| Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")))?;
+        }
+        if let Some(address) = self.listen.metrics.filter(|address| !address.ip().is_loopback())
+            && !self.listen.insecure
+        {
+            return Err(Trouble::misuse(format_args!(
+                "[listen] metrics = \"{address}\" is refused: metrics are plain text, also with a \
+                 [tls] section, and only loopback addresses are used"
+            ))
+            .with_hint(
+                "to let others read them all the same, write insecure = true under [listen]",
+            ));
         }
         let may_be_plain = self.tls.is_some() || self.listen.insecure;
         let listens = self.listen.replication.filter(|address| !address.ip().is_loopback());
@@ -339,7 +350,9 @@ mod tests {
         let parsed = parse(&format!("{far}\n{tls}[tls.roles]\ndb2 = ['follower']")).expect("TLS");
         assert!(parsed.tls.is_some_and(|tls| tls.roles.is_some()));
         assert!(parse(&format!("{far}\n{tls}[tls.roles]\ndb2 = ['leader']")).is_err());
-        assert!(parse(&FOLLOWER.replace("127.0.0.1:5481", "0.0.0.0:5481")).is_ok(), "metrics");
+        let metrics = FOLLOWER.replace("127.0.0.1:5481", "0.0.0.0:5481");
+        assert!(parse(&format!("{metrics}\n{tls}")).is_err(), "TLS is between agents");
+        parse(&format!("{metrics}\ninsecure = true")).expect("said so");
     }
 
     #[test]
@@ -348,6 +361,7 @@ mod tests {
             ("peers", "pers", "unknown field `pers`"),
             ("127.0.0.1:5480", "10.0.0.1:5480", "without a [tls] section"),
             ("127.0.0.1:5480", "127.0.0.1", "is no address"),
+            ("127.0.0.1:5481", "0.0.0.0:5481", "metrics are plain text"),
             ("metrics", "replication = '0.0.0.0:1'\nmetrics", "without a [tls] section"),
             ("'64MB'", "'64 mb'", "is not a size"),
             ("'5s'", "'soon'", "write it like"),

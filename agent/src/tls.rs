@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::Deserialize;
@@ -35,6 +36,7 @@ use walferry_wire::NodeName;
 use crate::trouble::{Kind, Trouble};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Who has not shown a certificate by then is let go.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -82,6 +84,8 @@ pub(crate) struct Tls {
 struct Loaded {
     /// By which a changed file is noticed: inode, length, time of change in s and ns.
     versions: Option<[[i64; 4]; 3]>,
+    /// Those that could not be used.
+    complained_of: Option<[[i64; 4]; 3]>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -173,6 +177,11 @@ impl Connection {
         self.stream.flush().await
     }
 
+    /// Ends it, if the peer still takes something.
+    pub(crate) async fn close(&mut self) {
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.stream.shutdown()).await;
+    }
+
     /// Why the peer may not have this name, if it may not.
     pub(crate) fn objection_to_name(&self, name: &NodeName) -> Option<String> {
         let certificate = self.certificate.as_ref()?;
@@ -229,10 +238,12 @@ impl Tls {
                     tracing::info!("[tls] certificates read again");
                     *loaded = new;
                 }
-                Err(trouble) => {
+                // Tried again with the next connection; said once.
+                Err(trouble) if loaded.complained_of != versions => {
                     tracing::warn!("{trouble}; the certificates from before go on");
-                    loaded.versions = versions; // said once
+                    loaded.complained_of = versions;
                 }
+                Err(_) => {}
             }
         }
         loaded.clone()
@@ -288,19 +299,24 @@ fn load(section: &TlsSection) -> Result<Loaded, Trouble> {
         WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
             .map_err(|error| unusable("authority", &section.authority)(&error))?;
-    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| wrong(&error))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain.clone(), key()?)
         .map_err(|error| wrong(&error))?;
-    let client = ClientConfig::builder_with_provider(provider)
+    let mut client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| wrong(&error))?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key()?)
         .map_err(|error| wrong(&error))?;
-    Ok(Loaded { versions, server: Arc::new(server), client: Arc::new(client) })
+    // A resumed session would not look at the certificate again, which may have ended since.
+    server.send_tls13_tickets = 0;
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    client.resumption = Resumption::disabled();
+    let (server, client) = (Arc::new(server), Arc::new(client));
+    Ok(Loaded { versions, complained_of: None, server, client })
 }
 
 /// The only one of this program.

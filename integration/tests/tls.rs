@@ -173,7 +173,24 @@ fn a_node_gets_what_its_roles_say() -> Result<()> {
     assert_eq!(outcome.exit, Some(0), "{outcome:?}");
     follower.start()?;
     follower.wait_replayed(setting.flushed()?, PATIENCE)?;
-    Ok(())
+    follower.stop()?;
+
+    // The same node with another one's certificate gets no WAL either.
+    let reached = setting.flushed()?;
+    let mut posing = Agent::new(&setting.scratch, setting.follower("db2", Some("db3"))?)?;
+    posing.start()?;
+    setting.leader.pgbench_run(&["-t", "100"])?;
+    let deadline = Instant::now() + PATIENCE;
+    while !posing.log_tail(50).contains("is not one of db2") {
+        ensure!(Instant::now() < deadline, "it was not refused: {}", posing.log_tail(50));
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(posing.position("durable")? <= reached, "it got WAL");
+    posing.stop()?;
+    // The control: with its own again.
+    let mut follower = Agent::new(&setting.scratch, setting.follower("db2", Some("db2"))?)?;
+    follower.start()?;
+    follower.wait_replayed(setting.flushed()?, PATIENCE)
 }
 
 #[test]

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use walferry_wire::{
@@ -86,7 +86,7 @@ pub(crate) async fn serve(
             tokio::time::timeout(WRITE_LIMIT, connection.write(&bytes)).await??;
         }
         if sender.is_closed() {
-            let _ = connection.stream.shutdown().await;
+            connection.close().await;
             return Ok(reason);
         }
         let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use walferry_archive::{Archive, ArchiveError, ArchiveReader, ArchiveWriter};
@@ -233,7 +233,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                 .map_err(|error| lost(&error))?;
         }
         if receiver.is_closed() {
-            let _ = connection.stream.shutdown().await;
+            connection.close().await;
             return Ok(Ended::Closed(reason));
         }
         let deadline = receiver.poll_timeout().unwrap_or_else(Instant::now);

@@ -12,9 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 use walferry_archive::{Archive, ArchiveError, ArchiveReader, FrameCompressor};
 use walferry_wire::{
     Archived, Chunk, Hello, Identity, LeaderPositions, Limits, NodeName, PlainText, RefusalCode,
@@ -26,11 +26,13 @@ use crate::clock;
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::{State, backup, tail};
-use crate::tls::{self, Role};
+use crate::tls::{self, Connection, Role};
 use crate::trouble::Trouble;
 
 const STAGE: &str = "send";
 const CONNECTIONS_MAX: usize = 32;
+/// Connections on which nobody has shown a certificate yet. They take none of the others' places.
+const STRANGERS_MAX: usize = 64;
 /// Chunks between the archive's reader and the connection; the window of the protocol bounds what
 /// is under way.
 const QUEUE_CHUNKS: usize = 2;
@@ -51,7 +53,8 @@ enum Feed {
 /// Takes connections until the node stops.
 pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
     node.stages.set(STAGE, State::Streaming, "");
-    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     while !node.stopping() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -66,21 +69,33 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%address, "more than {CONNECTIONS_MAX} connections: refused");
+        let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else {
+            tracing::warn!(%address, "more than {STRANGERS_MAX} connections begin: refused");
             continue;
         };
-        let node = Arc::clone(&node);
+        let (node, places) = (Arc::clone(&node), Arc::clone(&places));
         tokio::spawn(async move {
-            serve(&node, stream, address).await;
+            let connection = match tls::accept(node.tls.as_ref(), stream).await {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::warn!(%address, "no connection: {error}");
+                    return;
+                }
+            };
+            drop(stranger);
+            let Ok(place) = places.try_acquire_owned() else {
+                tracing::warn!(%address, "more than {CONNECTIONS_MAX} connections: refused");
+                return;
+            };
+            serve(&node, connection, address).await;
             drop(place);
         });
     }
 }
 
-async fn serve(node: &Arc<Node>, stream: TcpStream, address: SocketAddr) {
+async fn serve(node: &Arc<Node>, connection: Connection, address: SocketAddr) {
     let mut follower = None;
-    let ended = exchange(node, stream, &mut follower).await;
+    let ended = exchange(node, connection, &mut follower).await;
     let name = follower.as_ref().map_or("unknown", |name: &NodeName| name.as_str());
     match ended {
         Ok(reason) => tracing::info!(%address, follower = name, "connection ended: {reason}"),
@@ -94,10 +109,9 @@ async fn serve(node: &Arc<Node>, stream: TcpStream, address: SocketAddr) {
 /// The life of one connection: moves bytes and knows no rules. Gives the reason of a proper end.
 async fn exchange(
     node: &Arc<Node>,
-    stream: TcpStream,
+    mut connection: Connection,
     follower: &mut Option<NodeName>,
 ) -> anyhow::Result<String> {
-    let mut connection = tls::accept(node.tls.as_ref(), stream).await?;
     let mut sender = Sender::new(
         SenderConfig {
             identity: identity(node),
@@ -159,7 +173,7 @@ async fn exchange(
             tokio::time::timeout(WRITE_LIMIT, connection.write(&bytes)).await??;
         }
         if sender.is_closed() {
-            let _ = connection.stream.shutdown().await;
+            connection.close().await;
             return Ok(reason);
         }
         let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
