@@ -97,6 +97,7 @@ pub(crate) struct Connection {
     certificate: Option<CertificateDer<'static>>,
 }
 
+/// What bytes go through, encrypted or not.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -325,7 +326,7 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// As a server demands of its key: others may not read it, and a group only if it is root's
-/// (`check_ssl_key_file_permissions`, `src/common/...` in `be-secure-common.c`).
+/// (`check_ssl_key_file_permissions`, `src/backend/libpq/be-secure-common.c`).
 fn check_key_mode(key: &Path) -> Result<(), Trouble> {
     let found = fs::metadata(key)
         .map_err(|error| Trouble::misuse(format_args!("[tls] key {}: {error}", key.display())))?;

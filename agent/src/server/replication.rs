@@ -26,13 +26,14 @@ use postgres_protocol::message::backend::{
     DataRowBody, ErrorFields, ErrorResponseBody, Message, NoticeResponseBody,
 };
 use postgres_protocol::message::frontend;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::fallible_iterator::FallibleIterator;
 use walferry_wire::BACKUP_DATA_MAX;
 use walfmt::{Lsn, Timeline};
 
+use crate::tls::Stream;
 use crate::trouble::{Kind, Trouble};
 
 const READ_BYTES: usize = 128 << 10;
@@ -48,14 +49,11 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection that ends when this is dropped, and with it its backup and its slot.
 pub(crate) struct ReplicationConnection {
-    stream: Box<dyn Socket>,
+    stream: Box<dyn Stream>,
     received: BytesMut,
     /// What the server has warned of, as of a page whose checksum is wrong.
     warnings: Vec<String>,
 }
-
-trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
 /// How a base backup is to be made.
 pub(crate) struct BackupOptions {
@@ -370,20 +368,20 @@ impl ReplicationConnection {
     }
 }
 
-async fn open_socket(config: &tokio_postgres::Config) -> Result<Box<dyn Socket>, Trouble> {
+async fn open_socket(config: &tokio_postgres::Config) -> Result<Box<dyn Stream>, Trouble> {
     let mut last = Trouble::misuse("[source] conninfo names no host");
     for (index, host) in config.get_hosts().iter().enumerate() {
         let ports = config.get_ports();
         let port = *ports.get(index).or(ports.first()).unwrap_or(&DEFAULT_PORT);
-        let opened: std::io::Result<Box<dyn Socket>> = match host {
+        let opened: std::io::Result<Box<dyn Stream>> = match host {
             Host::Tcp(name) => TcpStream::connect((name.as_str(), port)).await.map(|s| {
                 let _ = s.set_nodelay(true);
-                Box::new(s) as Box<dyn Socket>
+                Box::new(s) as Box<dyn Stream>
             }),
             Host::Unix(directory) => {
                 UnixStream::connect(directory.join(format!(".s.PGSQL.{port}")))
                     .await
-                    .map(|s| Box::new(s) as Box<dyn Socket>)
+                    .map(|s| Box::new(s) as Box<dyn Stream>)
             }
         };
         match opened {
