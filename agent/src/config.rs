@@ -28,30 +28,33 @@
 //! db2 = ["follower", "bootstrap"]
 //! ```
 
+mod reading;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+pub(crate) use self::reading::Problem;
+use self::reading::Sections;
 use crate::tls::{PeerAddress, TlsSection};
 use crate::trouble::Trouble;
 
 /// The whole file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) node: NodeSection,
     pub(crate) source: SourceSection,
     pub(crate) archive: ArchiveSection,
     pub(crate) store: Option<StoreSection>,
-    #[serde(default)]
     pub(crate) listen: ListenSection,
     pub(crate) tls: Option<TlsSection>,
     /// Where the file lies, absolute.
-    #[serde(skip)]
     pub(crate) path: PathBuf,
 }
+
+const SECTIONS: [&str; 6] = ["node", "source", "archive", "store", "listen", "tls"];
 
 /// `[node]`
 #[derive(Clone, Debug, Deserialize)]
@@ -101,6 +104,9 @@ pub(crate) struct ArchiveSection {
     /// zstd level.
     #[serde(default = "default_level")]
     pub(crate) compression_level: i32,
+    /// The file system is to have this much free: the oldest WAL is removed for it, whoever needs it.
+    #[serde(default = "default_min_free", deserialize_with = "size")]
+    pub(crate) min_free_bytes: u64,
 }
 
 /// `[store]`
@@ -145,69 +151,121 @@ pub(crate) struct ListenSection {
 impl Config {
     /// Reads and checks the file.
     pub(crate) fn load(path: &Path) -> Result<Self, Trouble> {
-        let name = path.display();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}: {error}")))?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}:\n{error}")))?;
-        config.path = std::path::absolute(path)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}: {error}")))?;
-        config.check()?;
-        Ok(config)
+        Self::read(path).map_err(|mut problems| {
+            // A single hint stands by itself, many beside what they are for.
+            let single = match problems.as_mut_slice() {
+                [problem] => problem.hint.take(),
+                _ => None,
+            };
+            let all: Vec<String> = problems
+                .iter()
+                .map(|Problem { line, words, hint }| {
+                    let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+                    let hint = hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                    format!("{}{line}: {words}{hint}", path.display())
+                })
+                .collect();
+            let trouble = Trouble::misuse(format_args!("configuration {}", all.join("\n")));
+            match single {
+                Some(hint) => trouble.with_hint(hint),
+                None => trouble,
+            }
+        })
     }
 
-    fn check(&self) -> Result<(), Trouble> {
-        self.source()?;
+    /// Reads and checks the file; gives everything that is wrong with it.
+    pub(crate) fn read(path: &Path) -> Result<Self, Vec<Problem>> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            vec![
+                Problem::new(format_args!("cannot be read: {error}"))
+                    .with_hint("--config FILE names another one"),
+            ]
+        })?;
+        let absolute =
+            std::path::absolute(path).map_err(|error| vec![Problem::new(error.to_string())])?;
+        Self::parse(&text, absolute)
+    }
+
+    fn parse(text: &str, path: PathBuf) -> Result<Self, Vec<Problem>> {
+        let mut sections = Sections::parse(text).map_err(|problem| vec![problem])?;
+        let node = sections.require("node");
+        let source = sections.require("source");
+        let archive = sections.require("archive");
+        let store = sections.take("store");
+        let listen = sections.take("listen").unwrap_or_default();
+        let tls = sections.take("tls");
+        let problems = sections.finish(&SECTIONS);
+        let (Some(node), Some(source), Some(archive), true) =
+            (node, source, archive, problems.is_empty())
+        else {
+            return Err(problems);
+        };
+        let config = Self { node, source, archive, store, listen, tls, path };
+        let problems: Vec<Problem> = config.check().into_iter().map(Problem::from).collect();
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// What contradicts itself.
+    fn check(&self) -> Vec<Trouble> {
+        let mut all: Vec<Trouble> = self.source().err().into_iter().collect();
         let name = &self.node.name;
         if let Err(error) = name.parse::<walferry_wire::NodeName>() {
             let words = format_args!("[node] name {name:?}: {error}");
-            return Err(Trouble::misuse(words).with_hint(
+            all.push(Trouble::misuse(words).with_hint(
                 "use up to 64 letters, digits, '-', '_' or '.', a letter or digit first",
             ));
         }
-        self.check_encryption()?;
+        self.check_encryption(&mut all);
         if self.store.as_ref().is_some_and(|store| store.workers == 0) {
-            return Err(Trouble::misuse("[store] workers must be at least 1"));
+            all.push(Trouble::misuse("[store] workers must be at least 1"));
         }
-        Ok(())
+        all
     }
 
     /// Plain text stays on this machine, unless that is said.
-    fn check_encryption(&self) -> Result<(), Trouble> {
+    fn check_encryption(&self, all: &mut Vec<Trouble>) {
         let roles = self.tls.iter().flat_map(|tls| tls.roles.iter().flatten());
         for (name, _) in roles {
-            name.parse::<walferry_wire::NodeName>()
-                .map_err(|error| Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")))?;
+            if let Err(error) = name.parse::<walferry_wire::NodeName>() {
+                all.push(Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")));
+            }
         }
         if let Some(address) = self.listen.metrics.filter(|address| !address.ip().is_loopback())
             && !self.listen.insecure
         {
-            return Err(Trouble::misuse(format_args!(
-                "[listen] metrics = \"{address}\" is refused: metrics are plain text, also with a \
-                 [tls] section, and only loopback addresses are used"
-            ))
-            .with_hint(
-                "to let others read them all the same, write insecure = true under [listen]",
-            ));
+            all.push(
+                Trouble::misuse(format_args!(
+                    "[listen] metrics = \"{address}\" is refused: metrics are plain text, also \
+                     with a [tls] section, and only loopback addresses are used"
+                ))
+                .with_hint(
+                    "to let others read them all the same, write insecure = true under [listen]",
+                ),
+            );
         }
         let may_be_plain = self.tls.is_some() || self.listen.insecure;
         let listens = self.listen.replication.filter(|address| !address.ip().is_loopback());
         let mut plain = listens.map(|address| format!("[listen] replication = \"{address}\""));
         for peer in &self.source.peers {
-            if !PeerAddress::parse(peer)?.is_loopback() {
-                plain.get_or_insert(format!("[source] peers: {peer:?}"));
+            match PeerAddress::parse(peer) {
+                Ok(address) if address.is_loopback() => {}
+                Ok(_) => {
+                    plain.get_or_insert(format!("[source] peers: {peer:?}"));
+                }
+                Err(trouble) => all.push(trouble),
             }
         }
-        match plain {
-            Some(what) if !may_be_plain => Err(Trouble::misuse(format_args!(
-                "{what} is refused: without a [tls] section only loopback addresses are used, \
-                 because WAL is all of the data"
-            ))
-            .with_hint(
-                "give both sides certificates, see [tls]; or, where the network itself is to be \
-                 trusted, write insecure = true under [listen]",
-            )),
-            _ => Ok(()),
+        if let Some(what) = plain.filter(|_| !may_be_plain) {
+            all.push(
+                Trouble::misuse(format_args!(
+                    "{what} is refused: without a [tls] section only loopback addresses are used, \
+                     because WAL is all of the data"
+                ))
+                .with_hint(
+                    "give both sides certificates, see [tls]; or, where the network itself is to \
+                     be trusted, write insecure = true under [listen]",
+                ),
+            );
         }
     }
 
@@ -238,6 +296,12 @@ impl Config {
     }
 }
 
+impl From<Trouble> for Problem {
+    fn from(trouble: Trouble) -> Self {
+        Self { hint: trouble.hint().map(str::to_owned), ..Self::new(trouble) }
+    }
+}
+
 fn default_run_directory() -> PathBuf {
     "/run/walferry".into()
 }
@@ -252,6 +316,10 @@ const fn default_poll_interval() -> Duration {
 
 const fn default_level() -> i32 {
     1
+}
+
+const fn default_min_free() -> u64 {
+    1 << 30
 }
 
 const fn default_workers() -> usize {
@@ -329,9 +397,13 @@ mod tests {
     ";
 
     fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
-        config.check().map_err(|trouble| trouble.to_string())?;
-        Ok(config)
+        Config::parse(text, PathBuf::new()).map_err(|problems| {
+            let all = problems.iter().map(|problem| {
+                let hint = problem.hint.as_deref().unwrap_or_default();
+                format!("{:?} {} ({hint})\n", problem.line, problem.words)
+            });
+            all.collect()
+        })
     }
 
     #[test]
@@ -358,7 +430,12 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (from, to, words) in [
-            ("peers", "pers", "unknown field `pers`"),
+            ("peers", "pers", "Some(5) [source] pers: unknown key (did you mean \"peers\"?)"),
+            ("[store]", "[stroe]", "Some(8) stroe: unknown section"),
+            ("[node]", "[[node]]", "Some(2) [node]"),
+            ("directory = '/a'", "", "missing field `directory`"),
+            ("[archive]\n        directory = '/a'", "", "[archive] is missing"),
+            ("'64MB'", "'64MB", "Some(10)"),
             ("127.0.0.1:5480", "10.0.0.1:5480", "without a [tls] section"),
             ("127.0.0.1:5480", "127.0.0.1", "is no address"),
             ("127.0.0.1:5481", "0.0.0.0:5481", "metrics are plain text"),
@@ -372,5 +449,31 @@ mod tests {
             let error = parse(&FOLLOWER.replace(from, to)).expect_err(to);
             assert!(error.contains(words), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = FOLLOWER
+            .replace("name = 'b'", "nmae = 'b'")
+            .replace("peers", "conn_info = 1\n        peers")
+            .replace("'64MB'", "'64 mb'")
+            .replace("'5s'", "true")
+            .replace("[listen]", "[listne]");
+        let error = parse(&text).expect_err("five mistakes");
+        for (line, words) in [
+            (3, "[node] nmae: unknown key (did you mean \"name\"?)"),
+            (5, "[source] conn_info: unknown key (did you mean \"conninfo\"?)"),
+            (11, "[store] cache_bytes: \"64 mb\" is not a size"),
+            (12, "[store] restart_point_interval: invalid type: boolean"),
+            (13, "listne: unknown section or key outside of sections (did you mean \"listen\"?)"),
+        ] {
+            let whole = format!("Some({line}) {words}");
+            assert!(error.contains(&whole), "no {whole} in\n{error}");
+        }
+        assert_eq!(error.lines().count(), 5, "{error}");
+        // And what contradicts itself.
+        let text = FOLLOWER.replace("'b'", "'b b'").replace("127.0.0.1:5480", "10.0.0.1:5480");
+        let error = parse(&text).expect_err("two mistakes");
+        assert_eq!(error.lines().count(), 2, "{error}");
     }
 }

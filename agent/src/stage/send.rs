@@ -160,6 +160,17 @@ async fn exchange(
                     }
                     return backup::serve(node, connection, sender, request).await;
                 }
+                SenderEvent::Probed(probe) => {
+                    reason = format!("{} has asked how it stands", probe.node.as_str());
+                    if let Some(text) = connection.objection_to_name(&probe.node) {
+                        sender.refuse(RefusalCode::NOT_ALLOWED, &text)?;
+                        continue;
+                    }
+                    let tls = node.tls.as_ref();
+                    let may = |role| connection.objection(tls, &probe.node, role).is_none();
+                    let (follow, bootstrap) = (may(Role::Follower), may(Role::Bootstrap));
+                    sender.answer_probe(clock::now(), follow, bootstrap)?;
+                }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
             }
