@@ -8,10 +8,12 @@
 //! [source]                                  # the server beside us ...
 //! data_directory = "/var/lib/postgresql/15/main"
 //! conninfo = "host=/run/postgresql user=walferry dbname=postgres"
+//! gap_command = "pgbackrest --stanza=main archive-get %f %p"
 //! # peers = ["10.0.0.1:5480"]               # ... or a peer that has the WAL
 //!
 //! [archive]
 //! directory = "/var/lib/walferry/archive"
+//! keep_age = "14d"                          # and keep_bytes, max_bytes, min_free_bytes
 //!
 //! [store]                                   # replay here
 //! data_directory = "/var/lib/walferry/store"
@@ -54,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) path: PathBuf,
 }
 
+/// `NAMEDATALEN` - 1.
+const SLOT_NAME_MAX: usize = 63;
 const SECTIONS: [&str; 6] = ["node", "source", "archive", "store", "listen", "tls"];
 
 /// `[node]`
@@ -78,6 +82,13 @@ pub(crate) struct SourceSection {
     /// Agents to receive from, `host:port`, tried in turn.
     #[serde(default)]
     pub(crate) peers: Vec<String>,
+    /// The physical slot that holds WAL while the agent is down; `walferry_` and the node's name, if
+    /// none is given, and no slot at all if it is empty. Only used if `max_slot_wal_keep_size` is
+    /// bounded.
+    pub(crate) slot: Option<String>,
+    /// Fetches a segment that `pg_wal` no longer has, as `restore_command` does: `%f` is its name,
+    /// `%p` where to put it.
+    pub(crate) gap_command: Option<String>,
     /// The shortest time between two `fdatasync` calls on `pg_wal`.
     #[serde(default = "default_flush_interval", deserialize_with = "duration")]
     pub(crate) flush_interval: Duration,
@@ -104,6 +115,15 @@ pub(crate) struct ArchiveSection {
     /// zstd level.
     #[serde(default = "default_level")]
     pub(crate) compression_level: i32,
+    /// Older WAL is removed when the files take more than this, once no reader needs it.
+    #[serde(default, deserialize_with = "some_size")]
+    pub(crate) keep_bytes: Option<u64>,
+    /// WAL that is older than this is removed, once no reader needs it.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(crate) keep_age: Option<Duration>,
+    /// The files never take more than this: the oldest are removed, whoever needs them.
+    #[serde(default, deserialize_with = "some_size")]
+    pub(crate) max_bytes: Option<u64>,
     /// The file system is to have this much free: the oldest WAL is removed for it, whoever needs it.
     #[serde(default = "default_min_free", deserialize_with = "size")]
     pub(crate) min_free_bytes: u64,
@@ -216,6 +236,16 @@ impl Config {
             ));
         }
         self.check_encryption(&mut all);
+        if let Err(trouble) = self.slot() {
+            all.push(trouble);
+        }
+        if let (Some(keep), Some(max)) = (self.archive.keep_bytes, self.archive.max_bytes)
+            && keep > max
+        {
+            all.push(Trouble::misuse("[archive] keep_bytes is more than max_bytes").with_hint(
+                "max_bytes is the hard limit, keep_bytes what is kept while nobody needs more",
+            ));
+        }
         if self.store.as_ref().is_some_and(|store| store.workers == 0) {
             all.push(Trouble::misuse("[store] workers must be at least 1"));
         }
@@ -281,6 +311,27 @@ impl Config {
         }
     }
 
+    /// The name of the slot that holds WAL on the server; nothing if none is to be used.
+    pub(crate) fn slot(&self) -> Result<Option<String>, Trouble> {
+        let name = match &self.source.slot {
+            Some(name) if name.is_empty() => return Ok(None),
+            Some(name) => name.clone(),
+            None => {
+                let fit =
+                    |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+                let name: String = self.node.name.chars().map(fit).collect();
+                format!("walferry_{name}").chars().take(SLOT_NAME_MAX).collect()
+            }
+        };
+        // As the server has it (`ReplicationSlotValidateName`, `src/backend/replication/slot.c`).
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if name.len() <= SLOT_NAME_MAX && name.chars().all(valid) {
+            return Ok(Some(name));
+        }
+        Err(Trouble::misuse(format_args!("[source] slot = {name:?} is no name of a slot"))
+            .with_hint("use up to 63 lower case letters, digits and underscores; \"\" for none"))
+    }
+
     /// The store's section, for verbs that cannot do without.
     pub(crate) fn store(&self) -> Result<&StoreSection, Trouble> {
         self.store.as_ref().ok_or_else(|| {
@@ -343,6 +394,14 @@ fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(value)?;
     humantime::parse_duration(&text)
         .map_err(|error| serde::de::Error::custom(format!("{error}; write it like \"10s\"")))
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    duration(value).map(Some)
+}
+
+fn some_size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
+    size(value).map(Some)
 }
 
 /// A size as text, `256MB`, or a plain number of bytes. Units are PostgreSQL's: powers of 1024.
@@ -442,6 +501,8 @@ mod tests {
             ("metrics", "replication = '0.0.0.0:1'\nmetrics", "without a [tls] section"),
             ("'64MB'", "'64 mb'", "is not a size"),
             ("'5s'", "'soon'", "write it like"),
+            ("peers", "slot = 'Walferry'\npeers", "no name of a slot"),
+            ("directory = '/a'", "directory = '/a'\nkeep_bytes = '2GB'\nmax_bytes = '1GB'", "hard"),
             ("name = 'b'", "name = 'b b'", "not allowed"),
             ("name = 'b'", "name = ''", "empty"),
             ("peers = ['127.0.0.1:5480']", "peers = []", "and not both"),

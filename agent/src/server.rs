@@ -22,8 +22,15 @@ pub(crate) struct Settings {
     pub(crate) version_num: u32,
     /// `pg_is_in_recovery()`.
     pub(crate) in_recovery: bool,
-    /// `wal_keep_size` is not 0: the server keeps some WAL for an agent that is behind.
-    pub(crate) keeps_wal: bool,
+}
+
+/// A slot that holds WAL for this agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// From where on it holds WAL; nothing if the server has given it up.
+    pub(crate) restart: Option<Lsn>,
+    /// Physical, and not in use by somebody else.
+    pub(crate) is_ours: bool,
 }
 
 /// Everything that `walferry check` asks a server.
@@ -59,6 +66,16 @@ impl Hold {
             Some(megabytes.saturating_mul(1 << 20))
         };
         Self { keep_bytes: bytes(0).unwrap_or(0), slot_bytes: bytes(1) }
+    }
+
+    /// In words, where no slot is wanted.
+    pub(crate) fn without_slot(self) -> String {
+        match self.keep_bytes {
+            0 => "the server keeps no WAL for an agent that is down or behind: no slot, and \
+                  wal_keep_size is 0"
+                .to_owned(),
+            bytes => format!("no slot; wal_keep_size holds {} of WAL", HumanBytes(bytes)),
+        }
     }
 
     /// Why that is not as it should be, and what to do.
@@ -110,7 +127,7 @@ impl Server {
             .client
             .query_one(
                 "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
-                 current_setting('wal_keep_size'), current_setting('server_version_num'), \
+                 current_setting('server_version_num'), \
                  pg_is_in_recovery()",
                 &[],
             )
@@ -127,11 +144,7 @@ impl Server {
                 return Err(Trouble::new(Kind::Misuse, words).with_hint(hint));
             }
         }
-        Ok(Settings {
-            version_num: setting(3).parse().unwrap_or(0),
-            in_recovery: row.get(4),
-            keeps_wal: setting(2) != "0",
-        })
+        Ok(Settings { version_num: setting(2).parse().unwrap_or(0), in_recovery: row.get(3) })
     }
 
     /// Everything that can be asked at once, without a judgement.
@@ -154,6 +167,50 @@ impl Server {
         })
     }
 
+    pub(crate) async fn hold(&self) -> Result<Hold, Trouble> {
+        let row = self.client.query_one(Hold::QUERY, &[]).await;
+        Ok(Hold::from_row(&row.map_err(|error| slot_trouble(&error))?))
+    }
+
+    /// The slot with this name, if there is one.
+    pub(crate) async fn slot(&self, name: &str) -> Result<Option<Slot>, Trouble> {
+        let found = self
+            .client
+            .query_opt(
+                "SELECT CASE WHEN wal_status <> 'lost' THEN restart_lsn::text END, \
+                 slot_type = 'physical' AND NOT active FROM pg_replication_slots \
+                 WHERE slot_name = $1",
+                &[&name],
+            )
+            .await
+            .map_err(|error| slot_trouble(&error))?;
+        Ok(found.map(|row| Slot {
+            restart: row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok()),
+            is_ours: row.get(1),
+        }))
+    }
+
+    /// Makes a slot that holds WAL from the last checkpoint's redo pointer on, at once.
+    pub(crate) async fn create_slot(&self, name: &str) -> Result<(), Trouble> {
+        let query = "SELECT pg_create_physical_replication_slot($1, true)";
+        self.client.query_one(query, &[&name]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
+    }
+
+    /// Lets the server have WAL before `to` back. Not before the slot's own position.
+    pub(crate) async fn move_slot(&self, name: &str, to: Lsn) -> Result<(), Trouble> {
+        let query = "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)";
+        let to = to.to_string();
+        self.client.query_one(query, &[&name, &to]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
+    }
+
+    pub(crate) async fn drop_slot(&self, name: &str) -> Result<(), Trouble> {
+        let query = "SELECT pg_drop_replication_slot($1)";
+        self.client.query_one(query, &[&name]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
+    }
+
     /// How far the server says it has flushed its WAL.
     pub(crate) async fn flush_position(&self) -> Result<Lsn, Trouble> {
         let row = self
@@ -164,6 +221,13 @@ impl Server {
         let text: &str = row.get(0);
         text.parse().map_err(|error| Trouble::io("the server's flush position", error))
     }
+}
+
+fn slot_trouble(error: &tokio_postgres::Error) -> Trouble {
+    Trouble::io("the slot that holds WAL", describe(error)).with_hint(
+        "the user of [source] conninfo needs REPLICATION and pg_read_all_settings, the server a \
+         free slot (max_replication_slots); slot = \"\" under [source] does without",
+    )
 }
 
 /// `tokio_postgres` keeps what the server said in the error's source.

@@ -189,6 +189,8 @@ fn leaders(bench: &mut Bench, leader: &Cluster, config: &AgentConfig, base: &Fou
     let elsewhere = conninfo.replace(&port, &format!("port={}", free_port()?));
     ensure!(elsewhere != conninfo, "no {port} in {conninfo}");
     bench.expect(&source(&data, Some(elsewhere)), base, &[("server.unreachable", "connecting")])?;
+    let slotless = set(config, "source", "slot", "");
+    bench.expect(&slotless, base, &[("server.hold", "wal_keep_size is 0")])?;
     let nowhere = source(Path::new("/nonexistent"), Some(conninfo));
     bench.expect(&nowhere, base, &[("server.data_directory", "pg_control")])?;
 

@@ -135,7 +135,10 @@ async fn exchange(
                         continue;
                     }
                     let name = hello.node.clone();
-                    node.positions.with_follower(name.as_str(), |known| known.connections += 1);
+                    node.positions.with_follower(name.as_str(), |known| {
+                        known.connections += 1;
+                        known.needs = hello.resume.needs();
+                    });
                     *follower = Some(name);
                     if let Some(feed) = feed.take() {
                         start_reader(node, hello, feed)?;

@@ -118,7 +118,10 @@ fn agent(config: &Config, findings: &mut Findings) -> bool {
     };
     let mut sound = true;
     for stage in status.stages {
-        if matches!(stage.state.as_str(), "stopped" | "retrying" | "needs_bootstrap" | "diverged") {
+        if matches!(
+            stage.state.as_str(),
+            "stopped" | "retrying" | "gap" | "needs_bootstrap" | "diverged"
+        ) {
             sound = false;
             findings.add(
                 Code::AgentStage,

@@ -90,7 +90,7 @@ pub(super) fn check(config: &Config, directory: &Path, runtime: &Runtime, findin
         );
         return;
     }
-    settings(&survey, findings);
+    settings(&survey, config.slot().is_ok_and(|slot| slot.is_some()), findings);
     let connected = runtime.block_on(async {
         tokio::time::timeout(ANSWER_LIMIT, ReplicationConnection::connect(conninfo)).await
     });
@@ -206,7 +206,7 @@ fn objection_to_mode(
     })
 }
 
-fn settings(survey: &Survey, findings: &mut Findings) {
+fn settings(survey: &Survey, uses_slot: bool, findings: &mut Findings) {
     let (major, minor) = (survey.version_num / 10_000, survey.version_num % 10_000);
     let seen = MINORS_SEEN.iter().find(|(known, _)| *known == major).map_or(0, |(_, minor)| *minor);
     if minor > seen {
@@ -246,6 +246,13 @@ fn settings(survey: &Survey, findings: &mut Findings) {
         );
     }
     match survey.hold.objection() {
+        _ if !uses_slot && survey.hold.keep_bytes > 0 => {
+            findings.ok("server", survey.hold.without_slot());
+        }
+        _ if !uses_slot => {
+            let remedy = "ALTER SYSTEM SET wal_keep_size = '4GB'; SELECT pg_reload_conf();";
+            findings.add(Code::Hold, survey.hold.without_slot(), remedy);
+        }
         Some((words, remedy)) => findings.add(Code::Hold, words, remedy),
         None => findings.ok("server", survey.hold),
     }
@@ -283,7 +290,7 @@ mod tests {
         };
         let warned = |survey: &Survey| {
             let mut findings = Findings::default();
-            settings(survey, &mut findings);
+            settings(survey, true, &mut findings);
             (findings.failed(), findings.warnings())
         };
         assert_eq!(warned(&survey), (0, 1));
