@@ -51,6 +51,11 @@ impl Pieces {
             self.read_more().map_err(PieceError::File)?;
             found = self.parse()?;
         }
+        if found.is_none() {
+            // A write that failed half way is cut off again, and other bytes come in its place: what
+            // is no whole piece is read anew.
+            self.forget_rest();
+        }
         Ok(found.map(|piece| (piece, &self.buffer[self.start..self.start + piece.len])))
     }
 
@@ -67,6 +72,11 @@ impl Pieces {
             self.read_more()?;
         }
         Ok(self.start < self.end)
+    }
+
+    /// What was read beyond the pieces consumed is read anew.
+    pub(crate) fn forget_rest(&mut self) {
+        self.end = self.start;
     }
 
     /// The same file from `offset` on, where a frame begins.

@@ -32,6 +32,10 @@ pub struct ArchiveReader {
     position: Lsn,
     /// Where the frame of the next piece begins, if one is open.
     frame_start: Lsn,
+    /// And where in the file.
+    frame_offset: u64,
+    /// Where in the file something was wrong, and was looked at again.
+    looked_again: Option<u64>,
     /// WAL before this is decoded and thrown away.
     begin: Lsn,
     /// Whether the bytes of the open frame can be copied: they were handed out from its start on.
@@ -104,6 +108,8 @@ impl ArchiveReader {
             decoder: Decoder::new(),
             position: start,
             frame_start: start,
+            frame_offset: 0,
+            looked_again: None,
             begin: lsn,
             copyable: false,
             chunk: Pending::default(),
@@ -143,6 +149,7 @@ impl ArchiveReader {
         self.pieces = None;
         (self.position, self.frame_start, self.begin) = (start, start, start);
         self.copyable = false;
+        self.looked_again = None;
         self.chunk.clear();
         self.ahead = None;
         self.handed_out = false;
@@ -229,23 +236,24 @@ impl ArchiveReader {
             return Ok(self.pieces.is_some());
         };
         let offset = pieces.offset();
-        let name = self.archive.name(self.timeline, self.segment);
         let (piece, bytes) = match pieces.peek() {
             Ok(Some(found)) => found,
             Ok(None) => return self.check_tip(bound),
             Err(PieceError::File(error)) => return Err(error.into()),
-            Err(PieceError::Fault(fault)) => return Err(corrupt(name, offset, fault)),
+            Err(PieceError::Fault(fault)) => return self.look_again(bound, fault),
         };
         if piece.begins_frame {
             self.decoder.reset();
-            self.frame_start = self.position;
+            (self.frame_start, self.frame_offset) = (self.position, offset);
             self.copyable = self.position >= self.begin;
         }
         let room = cell_end(self.frame_start).bytes_since(self.position);
         let wal_before = self.chunk.wal.len();
-        self.decoder
-            .decode(bytes, piece.ends_frame, room, &mut self.chunk.wal)
-            .map_err(|fault| corrupt(name, offset, fault))?;
+        let decoded = self.decoder.decode(bytes, piece.ends_frame, room, &mut self.chunk.wal);
+        if let Err(fault) = decoded {
+            self.chunk.wal.truncate(wal_before);
+            return self.look_again(bound, fault);
+        }
 
         let start = self.position;
         self.position = start.advance((self.chunk.wal.len() - wal_before) as u64);
@@ -282,6 +290,50 @@ impl ArchiveReader {
         Ok(!beyond)
     }
 
+    /// Something is wrong with the next piece. While its writer makes good for a write that failed,
+    /// as on a full disk, a file may show bytes of both times; so it is looked at once more, from the
+    /// frame's start on. Before the bound it is damage then; behind it, where nothing is promised,
+    /// there is nothing yet.
+    fn look_again(&mut self, bound: Lsn, fault: FrameFault) -> Result<bool> {
+        let at = self.pieces.as_ref().map_or(0, Pieces::offset);
+        let is_promised = self.position < bound;
+        let before = std::mem::replace(&mut self.looked_again, is_promised.then_some(at));
+        if is_promised && before == Some(at) {
+            return Err(self.corrupt(fault));
+        }
+        let name = self.archive.name(self.timeline, self.segment);
+        let Some(file) = self.archive.open_segment(name)? else {
+            return Err(self.corrupt(fault));
+        };
+        let in_frame = self.in_frame();
+        let from = if in_frame { self.frame_offset } else { at };
+        let mut pieces = Pieces::new(file, from);
+        self.decoder.reset();
+        let mut wal = Self::wal_buffer();
+        while pieces.offset() < at {
+            let again = match pieces.peek() {
+                Ok(Some((piece, bytes))) => {
+                    let room = cell_end(self.frame_start).bytes_since(self.frame_start);
+                    let room = room.saturating_sub(wal.len() as u64);
+                    self.decoder.decode(bytes, piece.ends_frame, room, &mut wal).map(|()| piece)
+                }
+                Ok(_) => Err(FrameFault::EndsEarly),
+                Err(PieceError::File(error)) => return Err(error.into()),
+                Err(PieceError::Fault(fault)) => Err(fault),
+            };
+            match again {
+                Ok(piece) => pieces.consume(piece),
+                Err(fault) => return Err(self.corrupt(fault)),
+            }
+        }
+        if in_frame && self.frame_start.advance(wal.len() as u64) != self.position {
+            return Err(self.corrupt(fault));
+        }
+        pieces.forget_rest();
+        self.pieces = Some(pieces);
+        Ok(is_promised)
+    }
+
     /// No whole piece follows: is that "not yet", or must there be one? A segment is followed by
     /// another file only when it is finished.
     fn check_tip(&mut self, bound: Lsn) -> Result<bool> {
@@ -315,6 +367,7 @@ impl ArchiveReader {
             return Ok(false);
         };
         self.segment = next;
+        self.looked_again = None;
         self.pieces = Some(Pieces::new(file, 0));
         Ok(true)
     }

@@ -680,6 +680,48 @@ fn a_reader_stays_within_its_bound_and_waits_at_the_tip() {
     assert_eq!(chunk.end, at(50_000));
 }
 
+/// A disk that was full: a reader has seen the part of a write that came through, or looks while the
+/// file is cut back. What is written in its place is read as if nothing had been.
+#[test]
+fn a_reader_survives_a_write_that_failed_half_way() {
+    let mut random = Random(7);
+    for round in 0..200_u64 {
+        let (files, archive) = lossy(1);
+        let start = Lsn(MB);
+        let wal = wal(round, 400_000);
+        let mut writer = writer(&archive, start).expect("opened");
+        let for_records = round % 2 == 0;
+        let reader = ArchiveReader::open(&archive, TIMELINE, start).expect("opened");
+        let mut reader = if for_records { reader.for_records() } else { reader };
+        let (mut read, mut at, mut bound) = (Vec::new(), 0, start);
+        while at < wal.len() {
+            let end = (at + 1 + random.below(60_000)).min(wal.len());
+            // What of the file is there when the write fails: garbage, or a part of what comes.
+            let path = archive.segment_path(writer.segment());
+            let whole = files.content(&path).unwrap_or_default().len() as u64;
+            let mut rest = vec![0; 1 + random.below(5000)];
+            let kind = random.below(3);
+            rest.iter_mut().for_each(|byte| *byte = random.draw() as u8);
+            // A block's first byte: too long to be whole yet, or of a type that there is not.
+            rest[0] = if kind == 0 { 0b110 } else { rest[0] & !0b110 | 0b100 };
+            let file = files.open_append(&path).expect("opened");
+            file.write_at(whole, &rest).expect("written");
+            if kind < 2 {
+                let more = reader.next(bound).expect("nothing is promised there");
+                assert!(more.is_none_or(|chunk| chunk.wal.is_empty()));
+            }
+            file.set_len(whole).expect("cut");
+            writer.append(start.advance(at as u64), &wal[at..end]).expect("appended");
+            bound = writer.flush().expect("flushed");
+            at = end;
+            while let Some(chunk) = reader.next(bound).expect("what was promised is there") {
+                read.extend_from_slice(chunk.wal);
+            }
+            assert!(read == wal[..end], "round {round}, up to {end}");
+        }
+    }
+}
+
 #[test]
 fn a_reader_begins_anywhere() {
     let (_, archive) = lossy(2);
