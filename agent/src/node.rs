@@ -369,6 +369,9 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
 pub(crate) fn identify_by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble> {
     let control = stage::tail::read_control_file(node.files().as_ref(), data_directory).map_err(
         |trouble| {
+            if data_directory.join("global/pg_control").exists() {
+                return trouble; // a disk that fails: to be tried again
+            }
             Trouble::misuse(format_args!("[store] {trouble}"))
                 .with_hint("make the store with `walferry bootstrap --from <base backup>`")
         },

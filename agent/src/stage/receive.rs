@@ -133,6 +133,7 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
                 backoff.next_delay(rand::random())
             }
         };
+        heart.rest();
         node.pause(pause).await;
     }
 }
@@ -186,8 +187,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet, heart: &Heart) -> Resu
         outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| archive_gone())?;
         answer.await.map_err(|_| archive_gone())?
     };
-    heart.beat();
-    let mut connection = tls::connect(node.tls.as_ref(), peer).await?;
+    let mut connection = tls::connect(node.tls.as_ref(), peer).await?; // has its own limits
     let config = ReceiverConfig {
         hello: hello(node, begin.resume)?,
         positions: begin.positions,

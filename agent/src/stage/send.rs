@@ -40,7 +40,7 @@ const READ_BYTES: usize = 64 << 10;
 /// A peer that takes nothing for this long is gone.
 pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// When nobody connects.
-const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(10);
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(1);
 /// How long a follower that is ahead of us waits for us to catch up, as after our own restart.
 const AHEAD_LIMIT: Duration = Duration::from_secs(5);
 
