@@ -18,7 +18,7 @@ if [ "$(id -u)" -ne 0 ]; then
     echo "Machines are booted by root only: sudo integration/service.sh" >&2
     exit 2
 fi
-prepare_packages debootstrap=debootstrap systemd-nspawn=systemd-container dh=debhelper ip=iproute2
+prepare_packages debootstrap=debootstrap systemd-nspawn=systemd-container dh=debhelper ip=iproute2 mkfs.ext4=e2fsprogs
 
 folder=$(mktemp --directory -t walferry-service.XXXXXX)
 tag=$(basename "$folder" | tail -c 7)
@@ -145,6 +145,7 @@ pull_the_plug() {
 clean_up() {
     local status=$? machine root
     set +e
+    fsfreeze --unfreeze "$folder/db2/var/lib/walferry" 2>/dev/null
     for machine in "${!spawner[@]}"; do pull_the_plug "$machine"; done
     ip link delete "$bridge" 2>/dev/null
     # From the leaves on; a process that was killed is in it for a moment.
@@ -153,6 +154,10 @@ clean_up() {
             find "$root" -maxdepth 1 -name "walferry-$tag-*" -exec find {} -depth -type d -delete \; 2>/dev/null
         done
         [ -n "$(for root in $(cgroup_roots); do find "$root" -maxdepth 1 -name "walferry-$tag-*"; done)" ] || break
+        sleep 0.1
+    done
+    for _ in {1..50}; do
+        ! mountpoint --quiet "$folder/db2/var/lib/walferry" || umount "$folder/db2/var/lib/walferry" 2>/dev/null && break
         sleep 0.1
     done
     rm -rf --one-file-system "$folder"
@@ -201,6 +206,14 @@ for machine in db1 db2; do
     rm -f "$tree/etc/machine-id" && touch "$tree/etc/machine-id"
     chroot "$tree" systemctl --quiet enable systemd-networkd.service
     cp "$package" "$tree/root/walferry.deb"
+    if [ "$machine" = db2 ]; then
+        # A file system of its own, to be frozen.
+        truncate --size=4G "$folder/disk"
+        mkfs.ext4 -q "$folder/disk"
+        mkdir "$tree/var/lib/walferry"
+        mount -o loop "$folder/disk" "$tree/var/lib/walferry"
+        rmdir "$tree/var/lib/walferry/lost+found"
+    fi
     boot "$machine"
 done
 
@@ -339,6 +352,18 @@ await "the watchdog bites" 30 is_back db2 "$before"
 say "db2's agent stood still with a watchdog of 4 s; ready again after $(since "$from")"
 within db2 journalctl --no-pager --unit walferry | grep "Failed with result 'watchdog'" >"$folder/bites" ||
     fail "it was not the watchdog"
+# A disk that hangs is not: whoever writes to a frozen file system waits as for a disk that is gone.
+before=$(restarts db2)
+sleep 2
+fsfreeze --freeze "$folder/db2/var/lib/walferry"
+sleep 12
+waiting=$(within db2 sh -c 'cat /proc/$(systemctl show walferry --property=MainPID --value)/task/*/stat' |
+    sed -n 's/.*(\(.*\)) D .*/\1/p' | sort -u | xargs)
+fsfreeze --unfreeze "$folder/db2/var/lib/walferry"
+[ -n "$waiting" ] || fail "nothing waited for the frozen disk"
+catch_up # a thread that waits for the disk dies only when it gets it
+[ "$(restarts db2)" = "$before" ] || fail "the watchdog bites an agent that waits for its disk"
+say "db2's disk hung for 12 s with a watchdog of 4 s: $waiting waited, and the agent was left alone"
 within db2 sh -c 'rm -r /run/systemd/system/walferry.service.d; systemctl daemon-reload && systemctl restart walferry'
 catch_up
 say "db2 loses its power"

@@ -17,16 +17,17 @@
 //! - *A disk that is slow or dies.* A restart point may have to write gigabytes that the kernel has
 //!   gathered, and a sync on a dying disk may hang for minutes. A new process would wait for the same
 //!   disk, and begin the same work from its start. Nor could the old one be killed: a thread that
-//!   waits for the disk takes no signal. So a silent stage counts as alive while the kernel says that
-//!   one of *its own* threads waits for the disk (state `D`). Only its own: a replay that hangs is
+//!   waits for the disk takes no signal. So it is a sign of life, too, if the kernel says that one of a
+//!   silent stage's *own* threads waits for the disk (state `D`). Only its own: a replay that hangs is
 //!   not excused by a tail that syncs all day.
 //! - *A peer or a server that is silent.* The protocol has its own limits for that, and `horizon`,
 //!   which waits for the server's answers, has no heart: it is a metric, and the server may be stopped.
 //! - *Nothing to do.* A loop that waits for work in a queue rests.
 //!
-//! What is left is work on the processor alone. The longest piece between two beats is a megabyte
-//! of WAL, or reading the archive's last segment at start: seconds, on a machine that is busy with
-//! something else. The unit gives the watchdog two minutes, so a stage may be silent for one.
+//! What is left is work on the processor alone. The longest pieces between two beats are a megabyte
+//! of WAL, and reading the archive's last segment at start: seconds, on a machine that is busy with
+//! something else. The unit gives the watchdog two minutes, so a stage may be silent for one, and a
+//! hang is over after three at most.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,8 +46,8 @@ const READY_PAUSE: Duration = Duration::from_secs(1);
 /// While starting, systemd is asked this often for this much more time.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTENSION: Duration = Duration::from_secs(30);
-/// The lag in the status line is this old at most.
-const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// The lag in the status line is this old at most. systemd tells it on to all who watch the unit.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
 /// How long a stage may be silent if systemd does not watch: it is only logged.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// So many times within its time the watchdog is fed.
@@ -87,18 +88,21 @@ async fn tell(messages: Vec<Message>) {
     }
 }
 
-/// The stages that hang: silent for too long, and not because of the disk.
-async fn silent_stages(node: &Node, limit: Duration) -> Vec<Silence> {
-    let mut silent = node.hearts.silent(limit);
-    if silent.is_empty() {
-        return silent;
+/// The stages that hang: silent for too long, and not because of the disk. They are looked at from
+/// half of the limit on, since work on a disk is not all waiting for it.
+async fn silent_stages(node: &Arc<Node>, limit: Duration) -> Vec<Silence> {
+    let suspects = node.hearts.silent(limit / 2);
+    if !suspects.is_empty() {
+        let node = Arc::clone(node);
+        // Reading /proc takes no disk, but these are files all the same.
+        let looked = tokio::task::spawn_blocking(move || {
+            for suspect in suspects.iter().filter(|suspect| waits_for_disk(suspect.threads)) {
+                node.hearts.excuse(suspect.name);
+            }
+        });
+        let _ = looked.await;
     }
-    // Reading /proc takes no disk, but these are files all the same.
-    let looked = tokio::task::spawn_blocking(move || {
-        silent.retain(|silence| !waits_for_disk(silence.threads));
-        silent
-    });
-    looked.await.unwrap_or_default()
+    node.hearts.silent(limit)
 }
 
 /// Whether the kernel says that a thread of this process with such a name waits for the disk.
@@ -153,8 +157,8 @@ struct Conversation {
     is_starved: bool,
     fed: Option<Instant>,
     extended: Option<Instant>,
-    /// The stages' states in the last status line, and when it was said.
-    status: Option<(String, Instant)>,
+    /// The last status line, how much of it was the stages' states, and when it was said.
+    status: Option<(String, usize, Instant)>,
 }
 
 impl Conversation {
@@ -208,12 +212,13 @@ impl Conversation {
             messages.push(Message::Alive);
         }
         let states = states_of(stages);
-        let is_known = self.status.as_ref().is_some_and(|(known, at)| {
-            *known == states && (lag.is_none() || now < *at + STATUS_EVERY)
+        let words = format!("{states}{}", lag_words(lag));
+        let is_known = self.status.as_ref().is_some_and(|(known, length, at)| {
+            *known == words || (known[..*length] == states && now < *at + STATUS_EVERY)
         });
         if !is_known {
-            messages.push(Message::Status(format!("{states}{}", lag_words(lag))));
-            self.status = Some((states, now));
+            self.status = Some((words.clone(), states.len(), now));
+            messages.push(Message::Status(words));
         }
         messages
     }
@@ -343,19 +348,25 @@ mod tests {
         let begun = Instant::now();
         let mut reports = stages(&[("receive", State::Retrying), ("replay", State::Streaming)]);
         reports.get_mut("receive").expect("it is there").detail = "two\nlines".to_owned();
-        let lag = Lag { to: Position::Replayed, bytes: 7, seconds: Some(0.25) };
         let mut conversation = Conversation::new(None);
-        let mut status = |after| {
-            let messages = conversation.round(begun + after, &reports, Some(&lag), &[]);
+        let mut status = |after: Duration, reports: &BTreeMap<_, _>, bytes| {
+            let lag = Lag { to: Position::Replayed, bytes, seconds: Some(0.25) };
+            let messages = conversation.round(begun + after, reports, Some(&lag), &[]);
             messages.into_iter().find_map(|message| match message {
                 Message::Status(words) => Some(words),
                 _ => None,
             })
         };
         let words = "receive retrying (two lines), replay streaming; 7 bytes, 0.2 s behind";
-        assert_eq!(status(Duration::ZERO).as_deref(), Some(words));
-        assert_eq!(status(STATUS_EVERY / 2), None);
-        assert_eq!(status(STATUS_EVERY).as_deref(), Some(words));
+        assert_eq!(status(Duration::ZERO, &reports, 7).as_deref(), Some(words));
+        assert_eq!(status(STATUS_EVERY * 2, &reports, 7), None, "nothing new");
+        assert!(status(STATUS_EVERY * 3, &reports, 8).is_some());
+        assert_eq!(status(STATUS_EVERY * 3 + STATUS_EVERY / 2, &reports, 9), None, "too soon");
+        assert!(status(STATUS_EVERY * 4, &reports, 9).is_some());
+        // A state is always told.
+        reports.get_mut("receive").expect("it is there").state = State::Streaming;
+        let words = "receive streaming, replay streaming; 9 bytes, 0.2 s behind";
+        assert_eq!(status(STATUS_EVERY * 4, &reports, 9).as_deref(), Some(words));
     }
 
     #[test]
