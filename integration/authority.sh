@@ -19,7 +19,7 @@ shift
 mkdir -p "$directory"
 cd "$directory"
 umask 077
-days=30
+days=${AUTHORITY_DAYS:-30}
 
 if [ ! -e ca.key ]; then
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days "$days" \

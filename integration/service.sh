@@ -237,7 +237,7 @@ say "a wrong configuration: exit status 2, and no second try"
 within db2 systemctl reset-failed walferry
 
 within db1 pg_createcluster 15 main -- --data-checksums >/dev/null
-printf '%s\n' "fsync = on" "wal_keep_size = 4GB" "max_wal_size = 256MB" "checkpoint_timeout = 30s" \
+printf '%s\n' "fsync = on" "max_slot_wal_keep_size = 4GB" "max_wal_size = 256MB" "checkpoint_timeout = 30s" \
     >"$folder/db1/etc/postgresql/15/main/conf.d/test.conf"
 within db1 systemctl start postgresql@15-main
 within db1 systemctl --quiet enable postgresql

@@ -8,10 +8,12 @@
 //! [source]                                  # the server beside us ...
 //! data_directory = "/var/lib/postgresql/15/main"
 //! conninfo = "host=/run/postgresql user=walferry dbname=postgres"
+//! gap_command = "pgbackrest --stanza=main archive-get %f %p"
 //! # peers = ["10.0.0.1:5480"]               # ... or a peer that has the WAL
 //!
 //! [archive]
 //! directory = "/var/lib/walferry/archive"
+//! keep_age = "14d"                          # and keep_bytes, max_bytes, min_free_bytes
 //!
 //! [store]                                   # replay here
 //! data_directory = "/var/lib/walferry/store"
@@ -28,30 +30,35 @@
 //! db2 = ["follower", "bootstrap"]
 //! ```
 
+mod reading;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+pub(crate) use self::reading::Problem;
+use self::reading::Sections;
 use crate::tls::{PeerAddress, TlsSection};
 use crate::trouble::Trouble;
 
 /// The whole file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) node: NodeSection,
     pub(crate) source: SourceSection,
     pub(crate) archive: ArchiveSection,
     pub(crate) store: Option<StoreSection>,
-    #[serde(default)]
     pub(crate) listen: ListenSection,
     pub(crate) tls: Option<TlsSection>,
     /// Where the file lies, absolute.
-    #[serde(skip)]
     pub(crate) path: PathBuf,
 }
+
+/// `NAMEDATALEN` - 1.
+const SLOT_NAME_MAX: usize = 63;
+const SECTIONS: [&str; 6] = ["node", "source", "archive", "store", "listen", "tls"];
 
 /// `[node]`
 #[derive(Clone, Debug, Deserialize)]
@@ -75,6 +82,13 @@ pub(crate) struct SourceSection {
     /// Agents to receive from, `host:port`, tried in turn.
     #[serde(default)]
     pub(crate) peers: Vec<String>,
+    /// The physical slot that holds WAL while the agent is down; `walferry_` and the node's name, if
+    /// none is given, and no slot at all if it is empty. Only used if `max_slot_wal_keep_size` is
+    /// bounded.
+    pub(crate) slot: Option<String>,
+    /// Fetches a segment that `pg_wal` no longer has, as `restore_command` does: `%f` is its name,
+    /// `%p` where to put it.
+    pub(crate) gap_command: Option<String>,
     /// The shortest time between two `fdatasync` calls on `pg_wal`.
     #[serde(default = "default_flush_interval", deserialize_with = "duration")]
     pub(crate) flush_interval: Duration,
@@ -101,6 +115,18 @@ pub(crate) struct ArchiveSection {
     /// zstd level.
     #[serde(default = "default_level")]
     pub(crate) compression_level: i32,
+    /// Older WAL is removed when the files take more than this, once no reader needs it.
+    #[serde(default, deserialize_with = "some_size")]
+    pub(crate) keep_bytes: Option<u64>,
+    /// WAL that is older than this is removed, once no reader needs it.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub(crate) keep_age: Option<Duration>,
+    /// The files never take more than this: the oldest are removed, whoever needs them.
+    #[serde(default, deserialize_with = "some_size")]
+    pub(crate) max_bytes: Option<u64>,
+    /// The file system is to have this much free: the oldest WAL is removed for it, whoever needs it.
+    #[serde(default = "default_min_free", deserialize_with = "size")]
+    pub(crate) min_free_bytes: u64,
 }
 
 /// `[store]`
@@ -145,69 +171,131 @@ pub(crate) struct ListenSection {
 impl Config {
     /// Reads and checks the file.
     pub(crate) fn load(path: &Path) -> Result<Self, Trouble> {
-        let name = path.display();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}: {error}")))?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}:\n{error}")))?;
-        config.path = std::path::absolute(path)
-            .map_err(|error| Trouble::misuse(format_args!("configuration {name}: {error}")))?;
-        config.check()?;
-        Ok(config)
+        Self::read(path).map_err(|mut problems| {
+            // A single hint stands by itself, many beside what they are for.
+            let single = match problems.as_mut_slice() {
+                [problem] => problem.hint.take(),
+                _ => None,
+            };
+            let all: Vec<String> = problems
+                .iter()
+                .map(|Problem { line, words, hint }| {
+                    let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+                    let hint = hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                    format!("{}{line}: {words}{hint}", path.display())
+                })
+                .collect();
+            let trouble = Trouble::misuse(format_args!("configuration {}", all.join("\n")));
+            match single {
+                Some(hint) => trouble.with_hint(hint),
+                None => trouble,
+            }
+        })
     }
 
-    fn check(&self) -> Result<(), Trouble> {
-        self.source()?;
+    /// Reads and checks the file; gives everything that is wrong with it.
+    pub(crate) fn read(path: &Path) -> Result<Self, Vec<Problem>> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            vec![
+                Problem::new(format_args!("cannot be read: {error}"))
+                    .with_hint("--config FILE names another one"),
+            ]
+        })?;
+        let absolute =
+            std::path::absolute(path).map_err(|error| vec![Problem::new(error.to_string())])?;
+        Self::parse(&text, absolute)
+    }
+
+    fn parse(text: &str, path: PathBuf) -> Result<Self, Vec<Problem>> {
+        let mut sections = Sections::parse(text).map_err(|problem| vec![problem])?;
+        let node = sections.require("node");
+        let source = sections.require("source");
+        let archive = sections.require("archive");
+        let store = sections.take("store");
+        let listen = sections.take("listen").unwrap_or_default();
+        let tls = sections.take("tls");
+        let problems = sections.finish(&SECTIONS);
+        let (Some(node), Some(source), Some(archive), true) =
+            (node, source, archive, problems.is_empty())
+        else {
+            return Err(problems);
+        };
+        let config = Self { node, source, archive, store, listen, tls, path };
+        let problems: Vec<Problem> = config.check().into_iter().map(Problem::from).collect();
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// What contradicts itself.
+    fn check(&self) -> Vec<Trouble> {
+        let mut all: Vec<Trouble> = self.source().err().into_iter().collect();
         let name = &self.node.name;
         if let Err(error) = name.parse::<walferry_wire::NodeName>() {
             let words = format_args!("[node] name {name:?}: {error}");
-            return Err(Trouble::misuse(words).with_hint(
+            all.push(Trouble::misuse(words).with_hint(
                 "use up to 64 letters, digits, '-', '_' or '.', a letter or digit first",
             ));
         }
-        self.check_encryption()?;
-        if self.store.as_ref().is_some_and(|store| store.workers == 0) {
-            return Err(Trouble::misuse("[store] workers must be at least 1"));
+        self.check_encryption(&mut all);
+        if let Err(trouble) = self.slot() {
+            all.push(trouble);
         }
-        Ok(())
+        if let (Some(keep), Some(max)) = (self.archive.keep_bytes, self.archive.max_bytes)
+            && keep > max
+        {
+            all.push(Trouble::misuse("[archive] keep_bytes is more than max_bytes").with_hint(
+                "max_bytes is the hard limit, keep_bytes what is kept while nobody needs more",
+            ));
+        }
+        if self.store.as_ref().is_some_and(|store| store.workers == 0) {
+            all.push(Trouble::misuse("[store] workers must be at least 1"));
+        }
+        all
     }
 
     /// Plain text stays on this machine, unless that is said.
-    fn check_encryption(&self) -> Result<(), Trouble> {
+    fn check_encryption(&self, all: &mut Vec<Trouble>) {
         let roles = self.tls.iter().flat_map(|tls| tls.roles.iter().flatten());
         for (name, _) in roles {
-            name.parse::<walferry_wire::NodeName>()
-                .map_err(|error| Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")))?;
+            if let Err(error) = name.parse::<walferry_wire::NodeName>() {
+                all.push(Trouble::misuse(format_args!("[tls.roles] {name:?}: {error}")));
+            }
         }
         if let Some(address) = self.listen.metrics.filter(|address| !address.ip().is_loopback())
             && !self.listen.insecure
         {
-            return Err(Trouble::misuse(format_args!(
-                "[listen] metrics = \"{address}\" is refused: metrics are plain text, also with a \
-                 [tls] section, and only loopback addresses are used"
-            ))
-            .with_hint(
-                "to let others read them all the same, write insecure = true under [listen]",
-            ));
+            all.push(
+                Trouble::misuse(format_args!(
+                    "[listen] metrics = \"{address}\" is refused: metrics are plain text, also \
+                     with a [tls] section, and only loopback addresses are used"
+                ))
+                .with_hint(
+                    "to let others read them all the same, write insecure = true under [listen]",
+                ),
+            );
         }
         let may_be_plain = self.tls.is_some() || self.listen.insecure;
         let listens = self.listen.replication.filter(|address| !address.ip().is_loopback());
         let mut plain = listens.map(|address| format!("[listen] replication = \"{address}\""));
         for peer in &self.source.peers {
-            if !PeerAddress::parse(peer)?.is_loopback() {
-                plain.get_or_insert(format!("[source] peers: {peer:?}"));
+            match PeerAddress::parse(peer) {
+                Ok(address) if address.is_loopback() => {}
+                Ok(_) => {
+                    plain.get_or_insert(format!("[source] peers: {peer:?}"));
+                }
+                Err(trouble) => all.push(trouble),
             }
         }
-        match plain {
-            Some(what) if !may_be_plain => Err(Trouble::misuse(format_args!(
-                "{what} is refused: without a [tls] section only loopback addresses are used, \
-                 because WAL is all of the data"
-            ))
-            .with_hint(
-                "give both sides certificates, see [tls]; or, where the network itself is to be \
-                 trusted, write insecure = true under [listen]",
-            )),
-            _ => Ok(()),
+        if let Some(what) = plain.filter(|_| !may_be_plain) {
+            all.push(
+                Trouble::misuse(format_args!(
+                    "{what} is refused: without a [tls] section only loopback addresses are used, \
+                     because WAL is all of the data"
+                ))
+                .with_hint(
+                    "give both sides certificates, see [tls]; or, where the network itself is to \
+                     be trusted, write insecure = true under [listen]",
+                ),
+            );
         }
     }
 
@@ -221,6 +309,27 @@ impl Config {
                  (agents to receive from), and not both",
             )),
         }
+    }
+
+    /// The name of the slot that holds WAL on the server; nothing if none is to be used.
+    pub(crate) fn slot(&self) -> Result<Option<String>, Trouble> {
+        let name = match &self.source.slot {
+            Some(name) if name.is_empty() => return Ok(None),
+            Some(name) => name.clone(),
+            None => {
+                let fit =
+                    |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+                let name: String = self.node.name.chars().map(fit).collect();
+                format!("walferry_{name}").chars().take(SLOT_NAME_MAX).collect()
+            }
+        };
+        // As the server has it (`ReplicationSlotValidateName`, `src/backend/replication/slot.c`).
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if name.len() <= SLOT_NAME_MAX && name.chars().all(valid) {
+            return Ok(Some(name));
+        }
+        Err(Trouble::misuse(format_args!("[source] slot = {name:?} is no name of a slot"))
+            .with_hint("use up to 63 lower case letters, digits and underscores; \"\" for none"))
     }
 
     /// The store's section, for verbs that cannot do without.
@@ -238,6 +347,12 @@ impl Config {
     }
 }
 
+impl From<Trouble> for Problem {
+    fn from(trouble: Trouble) -> Self {
+        Self { hint: trouble.hint().map(str::to_owned), ..Self::new(trouble) }
+    }
+}
+
 fn default_run_directory() -> PathBuf {
     "/run/walferry".into()
 }
@@ -252,6 +367,10 @@ const fn default_poll_interval() -> Duration {
 
 const fn default_level() -> i32 {
     1
+}
+
+const fn default_min_free() -> u64 {
+    1 << 30
 }
 
 const fn default_workers() -> usize {
@@ -275,6 +394,14 @@ fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(value)?;
     humantime::parse_duration(&text)
         .map_err(|error| serde::de::Error::custom(format!("{error}; write it like \"10s\"")))
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    duration(value).map(Some)
+}
+
+fn some_size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
+    size(value).map(Some)
 }
 
 /// A size as text, `256MB`, or a plain number of bytes. Units are PostgreSQL's: powers of 1024.
@@ -329,9 +456,13 @@ mod tests {
     ";
 
     fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|error| error.to_string())?;
-        config.check().map_err(|trouble| trouble.to_string())?;
-        Ok(config)
+        Config::parse(text, PathBuf::new()).map_err(|problems| {
+            let all = problems.iter().map(|problem| {
+                let hint = problem.hint.as_deref().unwrap_or_default();
+                format!("{:?} {} ({hint})\n", problem.line, problem.words)
+            });
+            all.collect()
+        })
     }
 
     #[test]
@@ -354,7 +485,9 @@ mod tests {
             let line =
                 line.strip_prefix('#').filter(|it| !it.starts_with([' ', '#'])).unwrap_or(line);
             section = if line.starts_with('[') { line } else { section };
-            let of_leader = ["data_directory", "conninfo"].iter().any(|key| line.starts_with(key));
+            let of_leader = ["data_directory", "conninfo", "gap_command"]
+                .iter()
+                .any(|key| line.starts_with(key));
             if !(section == "[source]" && of_leader) {
                 follower.push_str(line);
                 follower.push('\n');
@@ -364,6 +497,7 @@ mod tests {
         assert_eq!(follower.source.peers, ["db1@10.0.0.1:5480"]);
         // What stands there as a default is one.
         let store = follower.store.expect("a store");
+        assert_eq!(follower.archive.min_free_bytes, default_min_free());
         assert_eq!((store.cache_bytes, store.workers), (default_cache(), default_workers()));
         assert_eq!(store.bin_directory, default_bin_directory());
         assert!(follower.tls.is_some_and(|tls| tls.roles.is_some()));
@@ -386,13 +520,20 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (from, to, words) in [
-            ("peers", "pers", "unknown field `pers`"),
+            ("peers", "pers", "Some(5) [source] pers: unknown key (did you mean \"peers\"?)"),
+            ("[store]", "[stroe]", "Some(8) stroe: unknown section"),
+            ("[node]", "[[node]]", "Some(2) [node]"),
+            ("directory = '/a'", "", "missing field `directory`"),
+            ("[archive]\n        directory = '/a'", "", "[archive] is missing"),
+            ("'64MB'", "'64MB", "Some(10)"),
             ("127.0.0.1:5480", "10.0.0.1:5480", "without a [tls] section"),
             ("127.0.0.1:5480", "127.0.0.1", "is no address"),
             ("127.0.0.1:5481", "0.0.0.0:5481", "metrics are plain text"),
             ("metrics", "replication = '0.0.0.0:1'\nmetrics", "without a [tls] section"),
             ("'64MB'", "'64 mb'", "is not a size"),
             ("'5s'", "'soon'", "write it like"),
+            ("peers", "slot = 'Walferry'\npeers", "no name of a slot"),
+            ("directory = '/a'", "directory = '/a'\nkeep_bytes = '2GB'\nmax_bytes = '1GB'", "hard"),
             ("name = 'b'", "name = 'b b'", "not allowed"),
             ("name = 'b'", "name = ''", "empty"),
             ("peers = ['127.0.0.1:5480']", "peers = []", "and not both"),
@@ -400,5 +541,31 @@ mod tests {
             let error = parse(&FOLLOWER.replace(from, to)).expect_err(to);
             assert!(error.contains(words), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let text = FOLLOWER
+            .replace("name = 'b'", "nmae = 'b'")
+            .replace("peers", "conn_info = 1\n        peers")
+            .replace("'64MB'", "'64 mb'")
+            .replace("'5s'", "true")
+            .replace("[listen]", "[listne]");
+        let error = parse(&text).expect_err("five mistakes");
+        for (line, words) in [
+            (3, "[node] nmae: unknown key (did you mean \"name\"?)"),
+            (5, "[source] conn_info: unknown key (did you mean \"conninfo\"?)"),
+            (11, "[store] cache_bytes: \"64 mb\" is not a size"),
+            (12, "[store] restart_point_interval: invalid type: boolean"),
+            (13, "listne: unknown section or key outside of sections (did you mean \"listen\"?)"),
+        ] {
+            let whole = format!("Some({line}) {words}");
+            assert!(error.contains(&whole), "no {whole} in\n{error}");
+        }
+        assert_eq!(error.lines().count(), 5, "{error}");
+        // And what contradicts itself.
+        let text = FOLLOWER.replace("'b'", "'b b'").replace("127.0.0.1:5480", "10.0.0.1:5480");
+        let error = parse(&text).expect_err("two mistakes");
+        assert_eq!(error.lines().count(), 2, "{error}");
     }
 }

@@ -74,6 +74,15 @@ enum Verb {
     ///
     /// Example: walferry status --json
     Status(verb::status::Arguments),
+    /// Check what stands in this node's way: configuration, permissions, settings, disks, clocks,
+    /// certificates, peers.
+    ///
+    /// Changes nothing, and needs no running agent. Exit status 0 if nothing has failed (with
+    /// --strict: and there is nothing to warn of), 1 otherwise, 2 for a wrong configuration. Run it
+    /// as the user of the service.
+    ///
+    /// Example: sudo -u postgres walferry check
+    Check(verb::check::Arguments),
     /// Wait until this node has replayed, or made durable, a WAL position.
     ///
     /// Exit status 3 if it was not reached in time.
@@ -106,6 +115,7 @@ fn main() -> ExitCode {
         Verb::Run => verb::run::run(&arguments.config),
         Verb::Bootstrap(of) => verb::bootstrap::run(&arguments.config, of),
         Verb::Status(of) => verb::status::run(&arguments.config, of),
+        Verb::Check(of) => verb::check::run(&arguments.config, of),
         Verb::Wait(of) => verb::wait::run(&arguments.config, of),
         Verb::Verify(of) => verb::verify::run(&arguments.config, of),
         Verb::Promote(of) => verb::promote::run(&arguments.config, of),

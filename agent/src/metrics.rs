@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGaugeVec, Opts, Registry,
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
@@ -27,6 +27,9 @@ pub(crate) struct Metrics {
     replayed_records: IntCounter,
     verified_images: IntCounter,
     reconnects: IntCounter,
+    archive_size: IntGauge,
+    archive_free: IntGauge,
+    removed_segments: IntCounter,
 }
 
 impl Metrics {
@@ -41,6 +44,11 @@ impl Metrics {
             let counter = IntCounter::new(name, help)?;
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
         };
         let lag_seconds = GaugeVec::new(
             Opts::new(
@@ -98,6 +106,18 @@ impl Metrics {
                 "walferry_verified_images_total",
                 "Replayed pages found equal to the leader's images of them.",
             )?,
+            archive_size: gauge(
+                "walferry_archive_size_bytes",
+                "What the archive's files take on disk, of the timeline that is written.",
+            )?,
+            archive_free: gauge(
+                "walferry_archive_free_bytes",
+                "What is free on the archive's file system.",
+            )?,
+            removed_segments: counter(
+                "walferry_removed_segments_total",
+                "Segments that retention has removed from the archive.",
+            )?,
             reconnects: counter("walferry_reconnects_total", "Connections to a peer begun.")?,
             registry,
         })
@@ -127,6 +147,17 @@ impl Metrics {
     /// A connection to a peer was begun.
     pub(crate) fn count_reconnect(&self) {
         self.reconnects.inc();
+    }
+
+    /// The archive's files take this much, and this much is free beside them.
+    pub(crate) fn set_archive(&self, bytes: u64, free: u64) {
+        self.archive_size.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.archive_free.set(i64::try_from(free).unwrap_or(i64::MAX));
+    }
+
+    /// Retention removed segments.
+    pub(crate) fn count_removed(&self, segments: u64) {
+        self.removed_segments.inc_by(segments);
     }
 
     /// The text that Prometheus scrapes.

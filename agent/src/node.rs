@@ -353,6 +353,7 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
     if config.store.is_some() {
         threads.push(spawn("replay", node, replay::run)?);
     }
+    threads.push(spawn("retention", node, stage::retention::run)?);
     if let Some(listener) = replication {
         tokio::spawn(stage::send::run(Arc::clone(node), listener));
     }

@@ -31,17 +31,20 @@ pub(crate) enum Position {
     Durable,
     /// End of the last record whose effects, and those of all before it, are in the store.
     Replayed,
+    /// Where the store would begin to replay after a crash: WAL from here on is needed.
+    RestartPoint,
     /// The server's own word of what it has flushed. Evidence and metric, never a bound.
     ServerFlush,
 }
 
 impl Position {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::SourceDurable,
         Self::Appended,
         Self::Received,
         Self::Durable,
         Self::Replayed,
+        Self::RestartPoint,
         Self::ServerFlush,
     ];
 
@@ -52,6 +55,7 @@ impl Position {
             Self::Received => "received",
             Self::Durable => "durable",
             Self::Replayed => "replayed",
+            Self::RestartPoint => "restart_point",
             Self::ServerFlush => "server_flush",
         }
     }
@@ -76,7 +80,14 @@ pub(crate) struct Follower {
     pub(crate) received: Lsn,
     pub(crate) durable: Lsn,
     pub(crate) replayed: Lsn,
+    /// From where on it may ask for WAL; invalid before it is known.
+    pub(crate) needs: Lsn,
+    /// When something was last heard of it.
+    pub(crate) heard_at: Option<Instant>,
 }
+
+/// For how long a follower that is gone is expected back, and its WAL kept for it.
+const EXPECTED_BACK: Duration = Duration::from_secs(600);
 
 impl Follower {
     /// What it acknowledges now. What it had once it has still, even while it replays again from
@@ -85,6 +96,7 @@ impl Follower {
         self.received = self.received.max(received);
         self.durable = self.durable.max(durable);
         self.replayed = self.replayed.max(replayed);
+        self.needs = self.needs.max(durable);
     }
 }
 
@@ -161,8 +173,23 @@ impl Positions {
 
     /// Changes what is known of a follower.
     pub(crate) fn with_follower(&self, name: &str, change: impl FnOnce(&mut Follower)) {
-        change(lock(&self.followers).entry(name.to_owned()).or_default());
+        {
+            let mut followers = lock(&self.followers);
+            let follower = followers.entry(name.to_owned()).or_default();
+            change(follower);
+            follower.heard_at = Some(Instant::now());
+        }
         self.wake();
+    }
+
+    /// From where on the followers need WAL that are connected, or expected back; nothing if there
+    /// are none.
+    pub(crate) fn needed_by_followers(&self) -> Option<Lsn> {
+        let counts = |follower: &&Follower| {
+            follower.connections > 0
+                || follower.heard_at.is_some_and(|at| at.elapsed() < EXPECTED_BACK)
+        };
+        lock(&self.followers).values().filter(counts).map(|follower| follower.needs).min()
     }
 
     pub(crate) fn followers(&self) -> BTreeMap<String, Follower> {

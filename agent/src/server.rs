@@ -2,7 +2,10 @@
 
 pub(crate) mod replication;
 
-use tokio_postgres::{Client, NoTls};
+use std::fmt;
+
+use indicatif::HumanBytes;
+use tokio_postgres::{Client, NoTls, Row};
 use walfmt::Lsn;
 
 use crate::trouble::{Kind, Trouble};
@@ -19,8 +22,90 @@ pub(crate) struct Settings {
     pub(crate) version_num: u32,
     /// `pg_is_in_recovery()`.
     pub(crate) in_recovery: bool,
-    /// `wal_keep_size` is not 0: the server keeps some WAL for an agent that is behind.
-    pub(crate) keeps_wal: bool,
+}
+
+/// A slot that holds WAL for this agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    /// From where on it holds WAL; nothing if the server has given it up.
+    pub(crate) restart: Option<Lsn>,
+    /// Physical, and not in use by somebody else.
+    pub(crate) is_ours: bool,
+}
+
+/// Everything that `walferry check` asks a server.
+pub(crate) struct Survey {
+    /// `server_version_num`.
+    pub(crate) version_num: u32,
+    pub(crate) system_identifier: u64,
+    /// `pg_is_in_recovery()`.
+    pub(crate) in_recovery: bool,
+    pub(crate) fsync: bool,
+    pub(crate) full_page_writes: bool,
+    pub(crate) hold: Hold,
+}
+
+/// What has the server keep WAL for an agent that is down or behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    /// `max_slot_wal_keep_size`, in bytes; nothing if it is not bounded. Without a bound no slot is
+    /// used: a dead agent must never fill the server's disk.
+    pub(crate) slot_bytes: Option<u64>,
+    /// `wal_keep_size`, in bytes.
+    pub(crate) keep_bytes: u64,
+}
+
+impl Hold {
+    const QUERY: &str = "SELECT max(setting::bigint) FILTER (WHERE name = 'wal_keep_size'), \
+        max(setting::bigint) FILTER (WHERE name = 'max_slot_wal_keep_size') FROM pg_settings";
+
+    /// From [`Self::QUERY`]'s row; both settings are in MB.
+    fn from_row(row: &Row) -> Self {
+        let bytes = |column: usize| {
+            let megabytes = u64::try_from(row.get::<_, Option<i64>>(column)?).ok()?;
+            Some(megabytes.saturating_mul(1 << 20))
+        };
+        Self { keep_bytes: bytes(0).unwrap_or(0), slot_bytes: bytes(1) }
+    }
+
+    /// In words, where no slot is wanted.
+    pub(crate) fn without_slot(self) -> String {
+        match self.keep_bytes {
+            0 => "the server keeps no WAL for an agent that is down or behind: no slot, and \
+                  wal_keep_size is 0"
+                .to_owned(),
+            bytes => format!("no slot; wal_keep_size holds {} of WAL", HumanBytes(bytes)),
+        }
+    }
+
+    /// Why that is not as it should be, and what to do.
+    pub(crate) fn objection(self) -> Option<(String, &'static str)> {
+        let remedy = "ALTER SYSTEM SET max_slot_wal_keep_size = '16GB'; SELECT pg_reload_conf();";
+        match self {
+            Self { slot_bytes: Some(1..), .. } => None,
+            Self { slot_bytes, keep_bytes } => {
+                let slot = if slot_bytes.is_none() { "not bounded" } else { "0" };
+                let kept = if keep_bytes == 0 {
+                    "the server keeps no WAL for an agent that is down or behind".to_owned()
+                } else {
+                    format!("only wal_keep_size ({}) holds WAL", HumanBytes(keep_bytes))
+                };
+                let words = format!("max_slot_wal_keep_size is {slot}, so no slot is used: {kept}");
+                Some((words, remedy))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = self.slot_bytes.unwrap_or(0).max(self.keep_bytes);
+        write!(
+            f,
+            "while the agent is down the server keeps up to {} of WAL for it",
+            HumanBytes(held)
+        )
+    }
 }
 
 impl Server {
@@ -42,7 +127,7 @@ impl Server {
             .client
             .query_one(
                 "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
-                 current_setting('wal_keep_size'), current_setting('server_version_num'), \
+                 current_setting('server_version_num'), \
                  pg_is_in_recovery()",
                 &[],
             )
@@ -59,11 +144,71 @@ impl Server {
                 return Err(Trouble::new(Kind::Misuse, words).with_hint(hint));
             }
         }
-        Ok(Settings {
-            version_num: setting(3).parse().unwrap_or(0),
-            in_recovery: row.get(4),
-            keeps_wal: setting(2) != "0",
+        Ok(Settings { version_num: setting(2).parse().unwrap_or(0), in_recovery: row.get(3) })
+    }
+
+    /// Everything that can be asked at once, without a judgement.
+    pub(crate) async fn survey(&self) -> Result<Survey, Trouble> {
+        let ask = async |query: &str| {
+            let row = self.client.query_one(query, &[]).await;
+            row.map_err(|error| Trouble::io("asking the server", describe(&error)))
+        };
+        let row = ask("SELECT current_setting('server_version_num'), current_setting('fsync'), \
+             current_setting('full_page_writes'), pg_is_in_recovery(), \
+             (SELECT system_identifier FROM pg_control_system())")
+        .await?;
+        Ok(Survey {
+            version_num: row.get::<_, &str>(0).parse().unwrap_or(0),
+            fsync: row.get::<_, &str>(1) == "on",
+            full_page_writes: row.get::<_, &str>(2) == "on",
+            in_recovery: row.get(3),
+            system_identifier: row.get::<_, i64>(4).cast_unsigned(),
+            hold: Hold::from_row(&ask(Hold::QUERY).await?),
         })
+    }
+
+    pub(crate) async fn hold(&self) -> Result<Hold, Trouble> {
+        let row = self.client.query_one(Hold::QUERY, &[]).await;
+        Ok(Hold::from_row(&row.map_err(|error| slot_trouble(&error))?))
+    }
+
+    /// The slot with this name, if there is one.
+    pub(crate) async fn slot(&self, name: &str) -> Result<Option<Slot>, Trouble> {
+        let found = self
+            .client
+            .query_opt(
+                "SELECT CASE WHEN wal_status <> 'lost' THEN restart_lsn::text END, \
+                 slot_type = 'physical' AND NOT active FROM pg_replication_slots \
+                 WHERE slot_name = $1",
+                &[&name],
+            )
+            .await
+            .map_err(|error| slot_trouble(&error))?;
+        Ok(found.map(|row| Slot {
+            restart: row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok()),
+            is_ours: row.get(1),
+        }))
+    }
+
+    /// Makes a slot that holds WAL from the last checkpoint's redo pointer on, at once.
+    pub(crate) async fn create_slot(&self, name: &str) -> Result<(), Trouble> {
+        let query = "SELECT pg_create_physical_replication_slot($1, true)";
+        self.client.query_one(query, &[&name]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
+    }
+
+    /// Lets the server have WAL before `to` back. Not before the slot's own position.
+    pub(crate) async fn move_slot(&self, name: &str, to: Lsn) -> Result<(), Trouble> {
+        let query = "SELECT pg_replication_slot_advance($1, $2::text::pg_lsn)";
+        let to = to.to_string();
+        self.client.query_one(query, &[&name, &to]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
+    }
+
+    pub(crate) async fn drop_slot(&self, name: &str) -> Result<(), Trouble> {
+        let query = "SELECT pg_drop_replication_slot($1)";
+        self.client.query_one(query, &[&name]).await.map_err(|error| slot_trouble(&error))?;
+        Ok(())
     }
 
     /// How far the server says it has flushed its WAL.
@@ -76,6 +221,13 @@ impl Server {
         let text: &str = row.get(0);
         text.parse().map_err(|error| Trouble::io("the server's flush position", error))
     }
+}
+
+fn slot_trouble(error: &tokio_postgres::Error) -> Trouble {
+    Trouble::io("the slot that holds WAL", describe(error)).with_hint(
+        "the user of [source] conninfo needs REPLICATION and pg_read_all_settings, the server a \
+         free slot (max_replication_slots); slot = \"\" under [source] does without",
+    )
 }
 
 /// `tokio_postgres` keeps what the server said in the error's source.

@@ -88,6 +88,9 @@ struct Loaded {
     complained_of: Option<[[i64; 4]; 3]>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// What they are made of: this node's, those between, and the authority's.
+    chain: Vec<CertificateDer<'static>>,
+    authorities: Vec<CertificateDer<'static>>,
 }
 
 /// A connection to another agent.
@@ -185,13 +188,7 @@ impl Connection {
 
     /// Why the peer may not have this name, if it may not.
     pub(crate) fn objection_to_name(&self, name: &NodeName) -> Option<String> {
-        let certificate = self.certificate.as_ref()?;
-        let matches = webpki::EndEntityCert::try_from(certificate)
-            .ok()
-            .zip(ServerName::try_from(name.as_str()).ok())
-            .is_some_and(|(certificate, name)| {
-                certificate.verify_is_valid_for_subject_name(&name).is_ok()
-            });
+        let matches = is_of(self.certificate.as_ref()?, name.as_str());
         (!matches).then(|| format!("the certificate shown is not one of {}", name.as_str()))
     }
 
@@ -211,6 +208,16 @@ impl Connection {
     }
 }
 
+/// Whether a certificate is of a node with this name.
+fn is_of(certificate: &CertificateDer<'_>, name: &str) -> bool {
+    webpki::EndEntityCert::try_from(certificate)
+        .ok()
+        .zip(ServerName::try_from(name).ok())
+        .is_some_and(|(certificate, name)| {
+            certificate.verify_is_valid_for_subject_name(&name).is_ok()
+        })
+}
+
 fn first_of(certificates: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
     certificates.and_then(<[_]>::first).cloned()
 }
@@ -220,6 +227,24 @@ impl Tls {
     pub(crate) fn new(section: TlsSection) -> Result<Self, Trouble> {
         let loaded = Mutex::new(load(&section)?);
         Ok(Self { section, loaded })
+    }
+
+    /// Whether this node's own certificate has its name.
+    pub(crate) fn is_certificate_of(&self, name: &str) -> bool {
+        self.loaded().chain.first().is_some_and(|certificate| is_of(certificate, name))
+    }
+
+    /// All that was loaded, and whose each is; DER.
+    pub(crate) fn certificates(&self) -> Vec<(&'static str, CertificateDer<'static>)> {
+        let loaded = self.loaded();
+        let chain = loaded.chain.iter().enumerate().map(|(number, certificate)| {
+            (
+                if number == 0 { "the certificate" } else { "an intermediate certificate" },
+                certificate,
+            )
+        });
+        let authorities = loaded.authorities.iter().map(|authority| ("the authority", authority));
+        chain.chain(authorities).map(|(what, certificate)| (what, certificate.clone())).collect()
     }
 
     /// The certificates as they are now. Looks at files, so not on a thread of tokio's.
@@ -286,9 +311,10 @@ fn load(section: &TlsSection) -> Result<Loaded, Trouble> {
             .map_err(|error| unusable("key", &section.key)(&error))
     };
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("authority", &section.authority)? {
+    let authorities = certificates("authority", &section.authority)?;
+    for certificate in &authorities {
         roots
-            .add(certificate)
+            .add(certificate.clone())
             .map_err(|error| unusable("authority", &section.authority)(&error))?;
     }
     let (roots, provider) = (Arc::new(roots), provider());
@@ -310,14 +336,14 @@ fn load(section: &TlsSection) -> Result<Loaded, Trouble> {
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| wrong(&error))?
         .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key()?)
+        .with_client_auth_cert(chain.clone(), key()?)
         .map_err(|error| wrong(&error))?;
     // A resumed session would not look at the certificate again, which may have ended since.
     server.send_tls13_tickets = 0;
     server.session_storage = Arc::new(NoServerSessionStorage {});
     client.resumption = Resumption::disabled();
     let (server, client) = (Arc::new(server), Arc::new(client));
-    Ok(Loaded { versions, complained_of: None, server, client })
+    Ok(Loaded { versions, complained_of: None, server, client, chain, authorities })
 }
 
 /// The only one of this program.

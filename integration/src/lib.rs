@@ -13,6 +13,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod authority;
 pub mod binaries;
 pub mod command;
 pub mod compare;

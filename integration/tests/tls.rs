@@ -9,32 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::{Source, VerbOutcome};
+use integration::authority::{authority, with_tls};
 use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch};
 use walfmt::Lsn;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const FAST: &[&str] = &["--fast-checkpoint"];
-
-/// Makes an authority, or certificates of one that is there.
-fn authority(scratch: &Scratch, name: &str, nodes: &[&str]) -> Result<PathBuf> {
-    let directory = scratch.directory(name)?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("authority.sh");
-    let made = scratch.account().command(script).arg(&directory).args(nodes).output()?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Ok(directory)
-}
-
-fn with_tls(mut config: AgentConfig, authority: &Path, name: &str) -> AgentConfig {
-    for (key, file) in [
-        ("certificate", format!("{name}.crt")),
-        ("key", format!("{name}.key")),
-        ("authority", "ca.crt".into()),
-    ] {
-        let path = authority.join(file).to_string_lossy().into_owned();
-        config.more.push(("tls".into(), key.into(), path.into()));
-    }
-    config
-}
 
 struct Setting {
     scratch: Scratch,
@@ -49,7 +29,7 @@ impl Setting {
         let leader = Cluster::start_new(&scratch, "leader", &ClusterOptions::default())?;
         leader.pgbench_init(1, &[])?;
         let nodes = ["leader1=127.0.0.1", "db2", "db3"];
-        let authority = authority(&scratch, "authority", &nodes)?;
+        let authority = authority(&scratch, "authority", &nodes, 30)?;
         let mut config = with_tls(AgentConfig::leader("leader1", &leader)?, &authority, "leader1");
         if let Some(roles) = roles {
             let roles: toml::Table = roles.parse()?;
@@ -91,7 +71,7 @@ impl Setting {
 #[test]
 fn only_who_shows_its_own_certificate_gets_in() -> Result<()> {
     let setting = Setting::new(None)?;
-    let elsewhere = authority(&setting.scratch, "elsewhere", &["db2", "leader1=127.0.0.1"])?;
+    let elsewhere = authority(&setting.scratch, "elsewhere", &["db2", "leader1=127.0.0.1"], 30)?;
 
     // Plain text, another authority, another node's certificate.
     setting.refused(setting.follower("db2", None)?, "it may want TLS")?;
@@ -224,7 +204,7 @@ fn whoever_says_nothing_is_let_go() -> Result<()> {
 #[test]
 fn what_cannot_be_used_is_refused_at_the_start() -> Result<()> {
     let scratch = Scratch::new()?;
-    let directory = authority(&scratch, "authority", &["db2"])?;
+    let directory = authority(&scratch, "authority", &["db2"], 30)?;
     let plain = |peer: &str| AgentConfig {
         name: "db2".into(),
         source: Source::Peers(vec![peer.into()]),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use walfmt::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
 
@@ -34,6 +35,15 @@ pub struct Extent {
     pub first: SegmentName,
     /// The last; it may be unfinished, or empty.
     pub last: SegmentName,
+}
+
+/// A file of the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentFile {
+    /// Its length.
+    pub bytes: u64,
+    /// When it was last written.
+    pub modified: SystemTime,
 }
 
 impl Archive {
@@ -129,9 +139,10 @@ impl Archive {
         Ok(wal)
     }
 
-    /// How many bytes a segment's file takes.
-    pub fn segment_file_bytes(&self, segment: SegmentName) -> Result<u64> {
-        Ok(self.files.open_read(&self.segment_path(segment))?.len()?)
+    /// A segment's file: how much it takes, and since when it is as it is.
+    pub fn segment_file(&self, segment: SegmentName) -> Result<SegmentFile> {
+        let file = self.files.open_read(&self.segment_path(segment))?;
+        Ok(SegmentFile { bytes: file.len()?, modified: file.modified()? })
     }
 
     /// Removes a segment's file. For retention: the caller removes from the first segment on, so

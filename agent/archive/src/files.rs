@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// A file system, as far as it is needed here.
 pub trait Files: Send + Sync + fmt::Debug {
@@ -48,6 +49,9 @@ pub trait File: Send + Sync + fmt::Debug {
     fn is_empty(&self) -> Result<bool, FileError> {
         Ok(self.len()? == 0)
     }
+
+    /// When its bytes were last changed.
+    fn modified(&self) -> Result<SystemTime, FileError>;
 
     /// Fills `buffer` from `offset` on, as far as the file goes. Fewer bytes than asked for mean
     /// that the file ended there.
@@ -180,6 +184,10 @@ impl OsFile {
 impl File for OsFile {
     fn len(&self) -> Result<u64, FileError> {
         Ok(self.file.metadata().map_err(self.failed("inspect"))?.len())
+    }
+
+    fn modified(&self) -> Result<SystemTime, FileError> {
+        self.file.metadata().and_then(|found| found.modified()).map_err(self.failed("inspect"))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, FileError> {

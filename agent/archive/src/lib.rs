@@ -45,7 +45,7 @@ pub mod testing;
 mod tests;
 pub mod writer;
 
-pub use archive::{Archive, CELL_BYTES, Extent};
+pub use archive::{Archive, CELL_BYTES, Extent, SegmentFile};
 pub use compressor::FrameCompressor;
 pub use error::{ArchiveError, Result};
 pub use files::{File, FileError, Files, OsFiles};

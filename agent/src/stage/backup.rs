@@ -155,6 +155,9 @@ async fn relay(
         .with_hint("the leader's agent needs a new archive after a promotion of its server"));
     }
     check_tail(node)?;
+    // It will ask for WAL from here on, when it has unpacked all of this.
+    let name = request.node.as_str();
+    node.positions.with_follower(name, |follower| follower.needs = start.start);
     let started = BackupStarted {
         node: node.name(),
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
@@ -185,6 +188,7 @@ async fn relay(
             }
         };
         goes_on &= send(part).await;
+        node.positions.with_follower(name, |_| {});
     }
     Ok(())
 }

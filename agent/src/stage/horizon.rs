@@ -1,8 +1,18 @@
-//! Horizon: what the server itself says of its WAL. A metric and evidence, never a bound for what
-//! may be shipped: that is `tail`'s own `fdatasync`.
+//! Horizon: what the server itself says of its WAL, and the slot by which it holds WAL for this agent.
+//!
+//! Its positions are a metric and evidence, never a bound for what may be shipped: that is `tail`'s
+//! own `fdatasync`.
+//!
+//! **The slot.** While the agent is down, a physical slot has the server keep the WAL that the archive
+//! does not have yet. It is used only while `max_slot_wal_keep_size` is bounded, and dropped when it no
+//! longer is: a dead agent must never fill the disk of a primary. It is moved to what is durable in the
+//! archive when a segment ends, and once a minute. Whoever removes it (an HA manager may) finds it
+//! made anew.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use walfmt::Lsn;
 
 use crate::node::Node;
 use crate::positions::Position;
@@ -13,6 +23,9 @@ use crate::trouble::{Kind, Trouble};
 const STAGE: &str = "horizon";
 const FIRST_ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(500);
+const MOVE_SLOT_EVERY: Duration = Duration::from_secs(60);
+/// How often it is asked whether the slot may still be there.
+const CHECK_HOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks until the node stops. A server that cannot be reached is asked again; one that must not be
 /// followed stops this stage and shipping.
@@ -48,19 +61,94 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
         node.stages.set(STAGE, State::Waiting, "the server is in recovery");
         return Ok(());
     }
-    let detail = if settings.keeps_wal {
-        ""
-    } else {
-        "the server keeps no WAL for an agent that is down or behind: \
-         ALTER SYSTEM SET wal_keep_size = '4GB'; SELECT pg_reload_conf();"
-    };
-    node.stages.set(STAGE, State::Streaming, detail);
+    let mut holding = Holding::new(node.config.slot()?);
     while !node.stopping() {
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
+        match holding.look(node, &server).await {
+            Ok(Some(words)) => node.stages.set(STAGE, State::Streaming, words),
+            Ok(None) => {}
+            // What the server says of its WAL is worth having without a slot, too.
+            Err(trouble) => node.stages.fail(STAGE, State::Streaming, &trouble),
+        }
         node.pause(ASK_EVERY).await;
         if server.settings().await?.in_recovery {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// The slot, as it was last seen.
+struct Holding {
+    name: Option<String>,
+    /// From where on it holds WAL.
+    restart: Option<Lsn>,
+    moved_at: Instant,
+    checked_at: Option<Instant>,
+}
+
+impl Holding {
+    fn new(name: Option<String>) -> Self {
+        Self { name, restart: None, moved_at: Instant::now(), checked_at: None }
+    }
+
+    /// Makes the slot, moves it or drops it, if that is due. Says what holds WAL when it has looked.
+    async fn look(&mut self, node: &Node, server: &Server) -> Result<Option<String>, Trouble> {
+        if self.checked_at.is_none_or(|at| at.elapsed() >= CHECK_HOLD_EVERY) {
+            self.checked_at = Some(Instant::now());
+            return self.check(server).await.map(Some);
+        }
+        let (Some(name), Some(restart), Some(identity)) =
+            (&self.name, self.restart, node.identity())
+        else {
+            return Ok(None);
+        };
+        let durable = node.positions.get(Position::Durable);
+        let size = identity.segment_size;
+        let is_due = size.segment_of(durable) > size.segment_of(restart)
+            || self.moved_at.elapsed() >= MOVE_SLOT_EVERY;
+        if is_due && durable > restart {
+            server.move_slot(name, durable).await?;
+            (self.restart, self.moved_at) = (Some(durable), Instant::now());
+        }
+        Ok(None)
+    }
+
+    async fn check(&mut self, server: &Server) -> Result<String, Trouble> {
+        self.restart = None;
+        let hold = server.hold().await?;
+        let Some(name) = &self.name else {
+            return Ok(hold.without_slot());
+        };
+        let slot = server.slot(name).await?;
+        if let Some((words, remedy)) = hold.objection() {
+            if slot.is_some_and(|slot| slot.is_ours) {
+                server.drop_slot(name).await?;
+                tracing::warn!(slot = name, "dropped: {words}");
+            }
+            return Ok(format!("{words}: {remedy}"));
+        }
+        let slot = match slot {
+            Some(slot) if !slot.is_ours => {
+                return Err(Trouble::new(
+                    Kind::Refused,
+                    format_args!("slot {name} is not physical, or in use by somebody else"),
+                )
+                .with_hint("give this agent one of its own: [source] slot"));
+            }
+            Some(slot) if slot.restart.is_some() => slot,
+            lost => {
+                if lost.is_some() {
+                    tracing::warn!(slot = name, "the server has given up what it held: made anew");
+                    server.drop_slot(name).await?;
+                }
+                server.create_slot(name).await?;
+                tracing::info!(slot = name, "made: {hold}");
+                let made = server.slot(name).await?;
+                made.ok_or_else(|| Trouble::io("the slot that holds WAL", "it is gone again"))?
+            }
+        };
+        self.restart = slot.restart;
+        Ok(format!("{hold} (slot {name})"))
+    }
 }

@@ -8,6 +8,7 @@ pub(crate) mod heart;
 pub(crate) mod horizon;
 pub(crate) mod receive;
 pub(crate) mod replay;
+pub(crate) mod retention;
 pub(crate) mod send;
 pub(crate) mod tail;
 
@@ -31,6 +32,8 @@ pub(crate) enum State {
     Stopped,
     /// The peer no longer has the WAL this node needs.
     NeedsBootstrap,
+    /// The server has removed WAL that is not in the archive.
+    Gap,
     /// This node's WAL and the peer's are different histories.
     Diverged,
     /// The store was handed to a server.
@@ -46,6 +49,7 @@ impl State {
             Self::Retrying => "retrying",
             Self::Stopped => "stopped",
             Self::NeedsBootstrap => "needs_bootstrap",
+            Self::Gap => "gap",
             Self::Diverged => "diverged",
             Self::Promoted => "promoted",
         }
@@ -114,7 +118,12 @@ impl Stages {
 
     /// Whether a stage of this node is still getting ready.
     pub(crate) fn is_starting(&self, stage: &str) -> bool {
+        self.is_in(stage, State::Starting)
+    }
+
+    /// Whether a stage is in this state.
+    pub(crate) fn is_in(&self, stage: &str, state: State) -> bool {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.get(stage).is_some_and(|report| report.state == State::Starting)
+        reports.get(stage).is_some_and(|report| report.state == state)
     }
 }

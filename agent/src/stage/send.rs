@@ -140,7 +140,10 @@ async fn exchange(
                         continue;
                     }
                     let name = hello.node.clone();
-                    node.positions.with_follower(name.as_str(), |known| known.connections += 1);
+                    node.positions.with_follower(name.as_str(), |known| {
+                        known.connections += 1;
+                        known.needs = hello.resume.needs();
+                    });
                     *follower = Some(name);
                     if let Some(feed) = feed.take() {
                         start_reader(node, hello, feed)?;
@@ -164,6 +167,17 @@ async fn exchange(
                         continue;
                     }
                     return backup::serve(node, connection, sender, request).await;
+                }
+                SenderEvent::Probed(probe) => {
+                    reason = format!("{} has asked how it stands", probe.node.as_str());
+                    if let Some(text) = connection.objection_to_name(&probe.node) {
+                        sender.refuse(RefusalCode::NOT_ALLOWED, &text)?;
+                        continue;
+                    }
+                    let tls = node.tls.as_ref();
+                    let may = |role| connection.objection(tls, &probe.node, role).is_none();
+                    let (follow, bootstrap) = (may(Role::Follower), may(Role::Bootstrap));
+                    sender.answer_probe(clock::now(), follow, bootstrap)?;
                 }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),

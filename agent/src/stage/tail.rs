@@ -15,6 +15,8 @@
 //! `pg_wal`, and the tail is made again after a crash. It is synced when a segment is finished, and
 //! when no more WAL comes.
 
+mod gap;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,6 +29,7 @@ use walfmt::{
     Lsn, RecordStream, SegmentName, SegmentNumber, SegmentSize, Step, Stop, StopKind, Timeline,
 };
 
+use self::gap::GapFiller;
 use crate::node::{Identity, Node};
 use crate::positions::Position;
 use crate::stage::State;
@@ -43,6 +46,8 @@ const ROUND_BYTES_MAX: usize = 4 << 20;
 /// How often a server that is not in production is looked at again.
 const NOT_IN_PRODUCTION_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is tried to fill a gap. Somebody may mend what its command needs.
+const GAP_PAUSE: Duration = Duration::from_secs(10);
 const CONTROL_FILE_TRIES: usize = 20;
 /// How often the server is asked, through `pg_control`, whether it is still the same.
 const IDENTITY_CHECK_PAUSE: Duration = Duration::from_secs(1);
@@ -55,6 +60,13 @@ pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
     while !node.stopping() {
         heart.beat();
         let Err(trouble) = follow(node, data_directory, &heart) else { continue };
+        if trouble.kind() == Kind::NotThere {
+            // Nothing is skipped: until it is filled, the archive ends here.
+            node.stages.fail(STAGE, State::Gap, &trouble);
+            heart.rest();
+            node.sleep(GAP_PAUSE);
+            continue;
+        }
         if trouble.kind() != Kind::Io {
             node.stages.fail(STAGE, State::Stopped, &trouble);
             return;
@@ -66,7 +78,9 @@ pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
 
 /// Reads `pg_control`, opens the archive, finds where they meet, and follows from there.
 fn follow(node: &Arc<Node>, data_directory: &Path, heart: &Heart) -> Result<(), Trouble> {
-    node.stages.set(STAGE, State::Starting, "");
+    if !node.stages.is_in(STAGE, State::Gap) {
+        node.stages.set(STAGE, State::Starting, "");
+    }
     let Some(control) = wait_for_production(node, data_directory, heart)? else { return Ok(()) };
     check_timeline(&control)?;
     let identity = Identity {
@@ -82,6 +96,7 @@ fn follow(node: &Arc<Node>, data_directory: &Path, heart: &Heart) -> Result<(), 
     let wal_directory = data_directory.join("pg_wal");
     let mut tail =
         WalTail::new(Arc::clone(node.files()), wal_directory.clone(), identity, redo_segment);
+    tail.gap = GapFiller::new(node, identity);
     meet(&archive, &mut writer, &mut tail)?;
     let begin = writer.content_end();
 
@@ -92,6 +107,9 @@ fn follow(node: &Arc<Node>, data_directory: &Path, heart: &Heart) -> Result<(), 
     let mut identity_checked_at = progress_at;
     while !node.stopping() {
         heart.beat();
+        if tail.gap.as_mut().is_some_and(GapFiller::take_fetched) {
+            caught_up = false;
+        }
         // Until then a follower that has all of the archive seems to be ahead of us.
         if !caught_up && tail.bound() >= begin {
             node.stages.set(STAGE, State::Streaming, "");
@@ -282,6 +300,11 @@ fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Re
         return Ok(());
     };
     let differs_at = start.advance(same as u64);
+    if tail.reject_fetched(name) {
+        let words =
+            format!("what gap_command gave is not what the archive has, from {differs_at} on");
+        return Err(TailError::NotFetched { segment: name, words }.into());
+    }
     if differs_at >= writer.recovery().unchecked_from {
         // A crash of this machine left garbage in the archive's last, unfinished frame.
         writer.cut_back(differs_at)?;
@@ -317,6 +340,8 @@ pub(crate) struct WalTail {
     /// A record that did not check out although later WAL was there; read once more before it
     /// counts as corrupt.
     suspect: Option<Lsn>,
+    /// Fetches what is gone from the directory, if the configuration says how.
+    gap: Option<GapFiller>,
     /// Up to here WAL is known to exist, beyond what was read when this was seen.
     known_end: Lsn,
 }
@@ -330,6 +355,8 @@ pub(crate) enum TailError {
     Corrupt(Stop),
     #[error("segment {segment} is gone from pg_wal, and later ones are there")]
     Gap { segment: SegmentName },
+    #[error("segment {segment} is gone from pg_wal, later ones are there, and {words}")]
+    NotFetched { segment: SegmentName, words: String },
 }
 
 impl WalTail {
@@ -352,6 +379,7 @@ impl WalTail {
             fresh_start: start,
             open: Vec::new(),
             suspect: None,
+            gap: None,
             known_end: Lsn::INVALID,
         }
     }
@@ -395,7 +423,7 @@ impl WalTail {
             // What is open may have been recycled: the next round goes by the names again.
             self.open.clear();
             if let Some(stop) = stop {
-                self.judge(stop, evidence)?;
+                self.judge(stop, evidence).map_err(|error| self.blame(error))?;
             }
             return Ok(false);
         }
@@ -409,6 +437,11 @@ impl WalTail {
         }
         // A segment stays readable while it is open, also when the server has removed it.
         self.open.retain(|(number, _)| *number >= size.segment_of(end));
+        if let Some(gap) = &self.gap
+            && size.segment_of(end) > size.segment_of(self.bound)
+        {
+            gap.forget_before(SegmentName::new(self.identity.timeline, size.segment_of(end), size));
+        }
         self.bound = end;
         Ok(true)
     }
@@ -448,24 +481,67 @@ impl WalTail {
         let file = match self.open.iter().position(|(open, _)| *open == number) {
             Some(index) => &self.open[index].1,
             None => {
-                let name = SegmentName::new(self.identity.timeline, number, size);
-                match self.files.open_read(&self.directory.join(name.to_string())) {
-                    Ok(file) => {
-                        self.open.push((number, file));
-                        &self.open[self.open.len() - 1].1
-                    }
-                    Err(error) if error.is_not_found() => {
-                        self.check_gap(number, name)?;
-                        return Ok(0);
-                    }
-                    Err(error) => return Err(TailError::File(error)),
-                }
+                let Some(file) = self.open_segment(number)? else { return Ok(0) };
+                self.open.push((number, file));
+                &self.open[self.open.len() - 1].1
             }
         };
         let offset = size.offset_of(at);
         let room = usize::try_from(size.bytes() - offset).unwrap_or(usize::MAX);
         let length = buffer.len().min(room);
         file.read_at(offset, &mut buffer[..length]).map_err(TailError::File)
+    }
+
+    /// A segment of the directory, or one that was fetched because it is gone from there; nothing if
+    /// it is still to come.
+    fn open_segment(&mut self, number: SegmentNumber) -> Result<Option<Box<dyn File>>, TailError> {
+        let name = SegmentName::new(self.identity.timeline, number, self.identity.segment_size);
+        let open = |path: &Path| match self.files.open_read(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(TailError::File(error)),
+        };
+        let here = open(&self.directory.join(name.to_string()))?;
+        let fetched = self.gap.as_ref().map(|gap| gap.path(name));
+        let (None, Some(fetched)) = (&here, &fetched) else {
+            if here.is_none() {
+                self.check_gap(number, name)?;
+            }
+            return Ok(here);
+        };
+        if let Some(file) = open(fetched)? {
+            return Ok(Some(file));
+        }
+        match (self.check_gap(number, name), &mut self.gap) {
+            (Err(TailError::Gap { segment }), Some(gap)) => {
+                gap.fetch(segment).map_err(|words| TailError::NotFetched { segment, words })?
+            }
+            (result, _) => return result.map(|()| None),
+        }
+        self.files.open_read(fetched).map(Some).map_err(TailError::File)
+    }
+
+    /// What does not check out in a segment that was fetched is the command's fault, and fetched anew.
+    fn blame(&self, error: TailError) -> TailError {
+        let size = self.identity.segment_size;
+        let TailError::Corrupt(stop) = &error else { return error };
+        // A record may begin in one segment and be wrong in the next.
+        let first = size.segment_of(stop.at);
+        let last = size.segment_before(self.stream.pushed_end());
+        let name = |number| SegmentName::new(self.identity.timeline, SegmentNumber(number), size);
+        let rejected = (first.0..=last.0).map(name).filter(|&name| self.reject_fetched(name));
+        match rejected.last() {
+            Some(segment) => {
+                let words = format!("what gap_command gave does not check out: {stop}");
+                TailError::NotFetched { segment, words }
+            }
+            None => error,
+        }
+    }
+
+    /// Removes a segment that was fetched, if it was.
+    fn reject_fetched(&self, segment: SegmentName) -> bool {
+        self.gap.as_ref().is_some_and(|gap| std::fs::remove_file(gap.path(segment)).is_ok())
     }
 
     /// A segment that is not there was removed too early if a later one has been written.
@@ -541,9 +617,14 @@ impl From<TailError> for Trouble {
             TailError::File(error) => file_trouble(error),
             TailError::Corrupt(_) => Self::new(Kind::Corrupt, error)
                 .with_hint("pg_waldump the segment; the server itself could not recover from it"),
-            TailError::Gap { .. } => Self::new(Kind::Corrupt, error).with_hint(
-                "the agent was down for longer than the server kept WAL; raise wal_keep_size, \
-                 then bootstrap the followers again with a new archive",
+            TailError::Gap { .. } => Self::new(Kind::NotThere, error).with_hint(
+                "the agent was down for longer than the server kept WAL. If it is archived \
+                 elsewhere, set [source] gap_command to fetch it and restart the agent; otherwise \
+                 start anew with a new archive directory, and bootstrap the followers again",
+            ),
+            TailError::NotFetched { .. } => Self::new(Kind::NotThere, error).with_hint(
+                "mend [source] gap_command, or what it needs: it is tried again. If the segment is \
+                 lost, start anew with a new archive directory, and bootstrap the followers again",
             ),
         }
     }

@@ -1,6 +1,7 @@
 //! The verbs of the command line, one file each.
 
 pub(crate) mod bootstrap;
+pub(crate) mod check;
 pub(crate) mod fetch;
 pub(crate) mod promote;
 pub(crate) mod run;

@@ -182,9 +182,10 @@ impl Decoder {
         let number = self.head[4];
         let kind = MessageKind::from_number(number).ok_or(DecodeError::UnknownKind(number))?;
         let allowed = match kind {
-            MessageKind::Hello | MessageKind::BackupRequest | MessageKind::Acknowledgement => {
-                self.from == Side::Follower
-            }
+            MessageKind::Hello
+            | MessageKind::BackupRequest
+            | MessageKind::Probe
+            | MessageKind::Acknowledgement => self.from == Side::Follower,
             MessageKind::Goodbye => true,
             _ => self.from == Side::Leader,
         };
@@ -267,7 +268,7 @@ mod tests {
         let crc = crc32c::crc32c(&no_kind[..HEAD_CRC_AT]);
         walfmt::bytes::put(&mut no_kind, HEAD_CRC_AT, crc.to_le_bytes());
         assert_eq!(poll(&mut Decoder::new(Side::Follower), &no_kind), Err(DecodeError::NoKind));
-        for number in [0, 13, 255] {
+        for number in [0, 15, 255] {
             let mut decoder = Decoder::new(Side::Follower);
             let found = poll(&mut decoder, &head(2, number));
             assert_eq!(found, Err(DecodeError::UnknownKind(number)));
@@ -278,6 +279,8 @@ mod tests {
             (Side::Leader, 1),
             (Side::Leader, 6),
             (Side::Leader, 8),
+            (Side::Leader, 13),
+            (Side::Follower, 14),
         ] {
             let found = poll(&mut Decoder::new(from), &head(2, kind));
             assert!(matches!(found, Err(DecodeError::WrongSide { .. })), "{found:?}");

@@ -24,6 +24,8 @@
 //!        │ ◄── BackupStarted, archives with their data, BackupEnd │   or Refused, or Goodbye
 //! ```
 //!
+//! A node that only wants to know how it stands sends a Probe ([`Prober`]) and gets a Standing.
+//!
 //! Start with [`Receiver`] and [`Sender`]; [`Message`] draws the bytes. Beside them stand two small
 //! calculators that need the time as well: [`Backoff`] says when to connect again, [`LagClock`] how
 //! many seconds behind its leader a follower is.
@@ -42,6 +44,7 @@ mod lag_clock;
 mod limits;
 mod message;
 mod positions;
+mod probe;
 mod receiver;
 mod sender;
 mod text;
@@ -57,9 +60,10 @@ pub use limits::Limits;
 pub use message::{
     Acknowledgement, BACKUP_DATA_MAX, BackupArchive, BackupContent, BackupEnd, BackupRequest,
     BackupStarted, Chunk, Data, Goodbye, Heartbeat, Hello, InvalidField, Message, MessageKind,
-    PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, Refused, Resume, Welcome,
+    PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Probe, RefusalCode, Refused, Resume, Standing, Welcome,
 };
 pub use positions::{Archived, FollowerPositions, LeaderPositions, MisorderedPositions};
+pub use probe::{ProbeAnswer, Prober};
 pub use receiver::{Receiver, ReceiverConfig, ReceiverEvent};
 pub use sender::{BackupPart, Identity, Sender, SenderConfig, SenderEvent};
 pub use text::{NodeName, PlainText, TextError};

@@ -12,7 +12,7 @@ use crate::error::{ConnectionError, Misbehaviour, Misuse};
 use crate::limits::Limits;
 use crate::message::{
     Acknowledgement, BackupArchive, BackupEnd, BackupRequest, BackupStarted, Chunk, Data, Goodbye,
-    Heartbeat, Hello, Message, RefusalCode, Refused, Welcome,
+    Heartbeat, Hello, Message, Probe, RefusalCode, Refused, Standing, Welcome,
 };
 use crate::positions::{Archived, FollowerPositions, LeaderPositions};
 use crate::receiver::pop_bytes;
@@ -69,6 +69,9 @@ pub enum SenderEvent {
     /// Somebody wants a base backup. To be answered with [`Sender::send_backup`] or
     /// [`Sender::refuse`].
     BackupRequested(BackupRequest),
+    /// Somebody asks how it stands. To be answered with [`Sender::answer_probe`] or
+    /// [`Sender::refuse`].
+    Probed(Probe),
     /// The follower is of this cluster. Does its resume point lie in the archive of its timeline,
     /// and is its WAL ours? To be answered with [`Sender::resume_accepted`] or [`Sender::refuse`].
     CheckResume(Hello),
@@ -120,6 +123,8 @@ enum State {
     Backup {
         is_started: bool,
     },
+    /// The caller answers a question.
+    Probed,
     Closed,
 }
 
@@ -130,6 +135,7 @@ impl State {
             Self::Checking(_) => "checking the follower's resume point",
             Self::Streaming(_) => "sending WAL",
             Self::Backup { .. } => "sending a backup",
+            Self::Probed => "answering a probe",
             Self::Closed => "closed",
         }
     }
@@ -193,13 +199,13 @@ impl Sender {
             // The follower has nothing to say; that it is gone shows when it takes nothing.
             State::Backup { .. } => Some(self.sent_at + self.limits.heartbeat_interval),
             // While it is checked the follower has nothing to say.
-            State::Checking(_) | State::Closed => None,
+            State::Checking(_) | State::Probed | State::Closed => None,
         }
     }
 
     /// Time has passed. May be called at any time.
     pub fn handle_timeout(&mut self, now: Now) -> Result<(), ConnectionError> {
-        if matches!(self.state, State::Checking(_) | State::Closed) {
+        if matches!(self.state, State::Checking(_) | State::Probed | State::Closed) {
             return Ok(());
         }
         let silence = now.monotonic.saturating_duration_since(self.heard_at);
@@ -266,7 +272,10 @@ impl Sender {
     /// hello. `text` is for the follower's operator and names both sides' values.
     pub fn refuse(&mut self, code: RefusalCode, text: &str) -> Result<(), Misuse> {
         match self.state {
-            State::AwaitHello | State::Checking(_) | State::Backup { is_started: false } => {
+            State::AwaitHello
+            | State::Checking(_)
+            | State::Probed
+            | State::Backup { is_started: false } => {
                 self.push_refusal(code, text);
                 Ok(())
             }
@@ -345,12 +354,43 @@ impl Sender {
         Ok(())
     }
 
+    /// Answers [`SenderEvent::Probed`], and closes the connection: what the node may ask for is the
+    /// caller's to say, the rest is known here.
+    pub fn answer_probe(
+        &mut self,
+        now: Now,
+        may_follow: bool,
+        may_bootstrap: bool,
+    ) -> Result<(), Misuse> {
+        if !matches!(self.state, State::Probed) {
+            return Err(Misuse::State { call: "answer_probe", state: self.state.name() });
+        }
+        let identity = self.identity.clone();
+        let standing = Standing {
+            node: identity.node,
+            agent_version: identity.agent_version,
+            stamp: now.wall,
+            system_identifier: identity.system_identifier,
+            timeline: identity.timeline,
+            segment_size: identity.segment_size,
+            server_version_num: identity.server_version_num,
+            may_follow,
+            may_bootstrap,
+        };
+        self.outgoing.extend(Message::Standing(standing).encode());
+        self.state = State::Closed;
+        Ok(())
+    }
+
     /// Closes the connection with a word why; a follower that is not welcome yet is told to come
     /// again. What [`poll_transmit`](Self::poll_transmit) gives is still to be sent.
     pub fn goodbye(&mut self, reason: &str) {
         match self.state {
             State::Closed => {}
-            State::AwaitHello | State::Checking(_) | State::Backup { is_started: false } => {
+            State::AwaitHello
+            | State::Checking(_)
+            | State::Probed
+            | State::Backup { is_started: false } => {
                 self.push_refusal(RefusalCode::NOT_READY, reason);
             }
             State::Streaming(_) | State::Backup { is_started: true } => {
@@ -379,6 +419,10 @@ impl Sender {
                 self.decoder.accept_greeting();
                 self.events.push_back(SenderEvent::BackupRequested(request));
                 self.state = State::Backup { is_started: false };
+            }
+            (State::AwaitHello, Message::Probe(probe)) => {
+                self.events.push_back(SenderEvent::Probed(probe));
+                self.state = State::Probed;
             }
             (
                 State::Checking(_) | State::Streaming(_) | State::Backup { .. },

@@ -165,3 +165,42 @@ fn a_silent_leader_is_given_up() {
     assert!(matches!(follower.handle_timeout(at), Err(ConnectionError::PeerSilent(_))));
     assert!(follower.is_closed());
 }
+
+#[test]
+fn a_probe_is_answered_once() {
+    let begun = Instant::now();
+    let probe = Probe {
+        node: "follower".parse().expect("a name"),
+        agent_version: PlainText::fitted("0.1.0"),
+    };
+    let ask = || {
+        let (mut leader, mut prober) = (leader(begun), Prober::new(probe.clone()));
+        while let Some(bytes) = prober.poll_transmit() {
+            leader.handle_bytes(now(begun), &bytes).expect("fair");
+        }
+        assert_eq!(leader.poll_event(), Some(SenderEvent::Probed(probe.clone())));
+        (leader, prober)
+    };
+    let (mut leader, mut prober) = ask();
+    assert!(leader.send_backup(now(begun), BackupPart::Ended(end())).is_err(), "not asked for");
+    leader.answer_probe(now(begun), true, false).expect("was asked");
+    assert!(leader.answer_probe(now(begun), true, false).is_err(), "once");
+    assert!(leader.is_closed());
+    while let Some(bytes) = leader.poll_transmit() {
+        prober.handle_bytes(&bytes).expect("fair");
+    }
+    let Some(ProbeAnswer::Standing(standing)) = prober.answer() else { panic!("no answer") };
+    assert_eq!((standing.system_identifier, standing.stamp), (42, Stamp(1)));
+    assert!(standing.may_follow && !standing.may_bootstrap);
+
+    let (mut leader, mut prober) = ask();
+    leader.refuse(RefusalCode::NOT_ALLOWED, "who are you?").expect("was asked");
+    while let Some(bytes) = leader.poll_transmit() {
+        prober.handle_bytes(&bytes).expect("fair");
+    }
+    assert!(matches!(prober.answer(), Some(ProbeAnswer::Refused(_))));
+
+    let (_, mut prober) = ask();
+    let goodbye = Message::Goodbye(Goodbye { reason: PlainText::fitted("no") });
+    assert!(prober.handle_bytes(&goodbye.encode().concat()).is_err(), "no answer to a probe");
+}

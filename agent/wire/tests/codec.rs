@@ -134,6 +134,20 @@ fn backup_archive() -> impl Strategy<Value = BackupArchive> {
         .prop_map(|(content, is_compressed)| BackupArchive { content, is_compressed })
 }
 
+prop_compose! {
+    fn standing()(
+        node in node(), agent_version in text(), stamp in any::<i64>(),
+        system_identifier in any::<u64>(), timeline in timeline(), segment_size in segment_size(),
+        server_version_num in any::<u32>(), may_follow in any::<bool>(),
+        may_bootstrap in any::<bool>(),
+    ) -> Standing {
+        Standing {
+            node, agent_version, stamp: Stamp(stamp), system_identifier, timeline, segment_size,
+            server_version_num, may_follow, may_bootstrap,
+        }
+    }
+}
+
 fn from_leader() -> impl Strategy<Value = Message> {
     prop_oneof![
         welcome().prop_map(Message::Welcome),
@@ -147,6 +161,7 @@ fn from_leader() -> impl Strategy<Value = Message> {
         vec(any::<u8>(), 0..3000).prop_map(|bytes| Message::BackupData(bytes.into())),
         (timeline(), lsn())
             .prop_map(|(timeline, end)| Message::BackupEnd(BackupEnd { timeline, end })),
+        standing().prop_map(Message::Standing),
     ]
 }
 
@@ -156,6 +171,8 @@ fn from_follower() -> impl Strategy<Value = Message> {
         acknowledgement().prop_map(Message::Acknowledgement),
         goodbye().prop_map(Message::Goodbye),
         backup_request().prop_map(Message::BackupRequest),
+        (node(), text())
+            .prop_map(|(node, agent_version)| Message::Probe(Probe { node, agent_version })),
     ]
 }
 

@@ -470,6 +470,10 @@ impl File for ProbedFile {
         self.file.len()
     }
 
+    fn modified(&self) -> Result<std::time::SystemTime, FileError> {
+        self.file.modified()
+    }
+
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, FileError> {
         self.fail_if(Fault::FailRead, "read")?;
         let begin = Instant::now();

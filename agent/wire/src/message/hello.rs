@@ -72,6 +72,17 @@ impl Resume {
     }
 }
 
+impl Resume {
+    /// From where on the leader must have the WAL: a record that is compared must be there whole.
+    #[must_use]
+    pub const fn needs(&self) -> Lsn {
+        match *self {
+            Self::From(start) => start,
+            Self::Continue { record_start, .. } => record_start,
+        }
+    }
+}
+
 impl Hello {
     /// That the fields do not contradict each other.
     pub(crate) fn check(&self) -> Result<(), InvalidField> {

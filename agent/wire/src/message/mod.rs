@@ -21,9 +21,11 @@
 //!   10    BackupArchive    leader      4 kB
 //!   11    BackupData       leader    256 kB
 //!   12    BackupEnd        leader      4 kB
+//!   13    Probe            follower    4 kB
+//!   14    Standing         leader      4 kB
 //!
-//!   The first message of each side (Hello or BackupRequest; Welcome, BackupStarted or Refused)
-//!   begins with the greeting:
+//!   The first message of each side (Hello, BackupRequest or Probe; Welcome, BackupStarted,
+//!   Standing or Refused) begins with the greeting:
 //!   ┌──────────────────┬─────────────┬─────────────────┐
 //!   │ magic "WALFERRY" │ version u16 │ version_min u16 │
 //!   └──────────────────┴─────────────┴─────────────────┘
@@ -45,6 +47,7 @@ mod data;
 mod goodbye;
 mod heartbeat;
 mod hello;
+mod probe;
 mod refused;
 mod welcome;
 
@@ -60,6 +63,7 @@ pub use data::{Chunk, Data};
 pub use goodbye::Goodbye;
 pub use heartbeat::Heartbeat;
 pub use hello::{Hello, Resume};
+pub use probe::{Probe, Standing};
 pub use refused::{RefusalCode, Refused};
 pub use welcome::Welcome;
 
@@ -108,6 +112,10 @@ pub enum Message {
     BackupData(Bytes),
     /// The backup is complete.
     BackupEnd(BackupEnd),
+    /// The follower's only one, if it just asks.
+    Probe(Probe),
+    /// The leader's answer to that.
+    Standing(Standing),
 }
 
 /// The kinds of messages, by their number on the wire.
@@ -127,6 +135,8 @@ pub enum MessageKind {
     BackupArchive = 10,
     BackupData = 11,
     BackupEnd = 12,
+    Probe = 13,
+    Standing = 14,
 }
 
 /// A field whose value cannot be.
@@ -158,6 +168,8 @@ impl Message {
             Self::BackupArchive(_) => MessageKind::BackupArchive,
             Self::BackupData(_) => MessageKind::BackupData,
             Self::BackupEnd(_) => MessageKind::BackupEnd,
+            Self::Probe(_) => MessageKind::Probe,
+            Self::Standing(_) => MessageKind::Standing,
         }
     }
 
@@ -184,6 +196,8 @@ impl Message {
             Self::BackupArchive(archive) => archive.encode(&mut out),
             Self::BackupData(bytes) => bulk = bytes.clone(),
             Self::BackupEnd(end) => end.encode(&mut out),
+            Self::Probe(probe) => probe.encode(&mut out),
+            Self::Standing(standing) => standing.encode(&mut out),
         }
         let fields = &out[HEAD_LEN..];
         let payload_crc = crc32c::crc32c_append(crc32c::crc32c(fields), &bulk);
@@ -210,6 +224,8 @@ impl Message {
             MessageKind::BackupArchive => Self::BackupArchive(BackupArchive::decode(&mut cursor)?),
             MessageKind::BackupData => Self::BackupData(backup::decode_data(&mut cursor, payload)?),
             MessageKind::BackupEnd => Self::BackupEnd(BackupEnd::decode(&mut cursor)?),
+            MessageKind::Probe => Self::Probe(Probe::decode(&mut cursor)?),
+            MessageKind::Standing => Self::Standing(Standing::decode(&mut cursor)?),
         };
         cursor.finish("the last field")?;
         Ok(message)
@@ -245,6 +261,8 @@ impl MessageKind {
             10 => Self::BackupArchive,
             11 => Self::BackupData,
             12 => Self::BackupEnd,
+            13 => Self::Probe,
+            14 => Self::Standing,
             _ => return None,
         })
     }
@@ -255,7 +273,7 @@ impl MessageKind {
         match self {
             Self::Hello | Self::Welcome | Self::Refused => GREETING_MAX,
             Self::BackupRequest | Self::BackupStarted => GREETING_MAX,
-            Self::BackupArchive | Self::BackupEnd => GREETING_MAX,
+            Self::BackupArchive | Self::BackupEnd | Self::Probe | Self::Standing => GREETING_MAX,
             Self::BackupData => BACKUP_DATA_MAX,
             Self::Data => Data::PAYLOAD_MAX,
             Self::Heartbeat | Self::Acknowledgement | Self::Goodbye => PAYLOAD_MAX,

@@ -1,0 +1,246 @@
+//! Retention: old WAL leaves the archive.
+//!
+//! ```text
+//!  oldest                                                          newest
+//!    ├──────── nobody needs it ────────┤── a reader needs it ──┤─ the last two ─┤
+//!    soft limits remove from here ...   ... hard limits from here   never removed
+//! ```
+//!
+//! `keep_bytes` and `keep_age` are wishes: what a reader still needs outlives them. Readers are the
+//! followers that are connected or were a moment ago, nodes that are being bootstrapped, and the store
+//! of this node, which replays from its restart point after a crash. `max_bytes` and `min_free_bytes`
+//! are hard: past them the oldest goes, whoever needs it, since a full disk ends more than that. A
+//! follower whose WAL is gone is told that it needs a new bootstrap.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use indicatif::HumanBytes;
+use rustix::fs::statvfs;
+use walferry_archive::{Archive, SegmentFile};
+use walfmt::{Lsn, SegmentName, SegmentSize};
+
+use crate::config::ArchiveSection;
+use crate::node::Node;
+use crate::positions::Position;
+use crate::stage::State;
+use crate::trouble::Trouble;
+
+const STAGE: &str = "retention";
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a start nothing that somebody may need is removed before followers have had the time to
+/// connect: they try again after at most 10 s.
+const GRACE: Duration = Duration::from_secs(30);
+/// The end of the archive stays: its writer, and whoever checks where it ends, reads it again.
+const KEEP_LAST: usize = 2;
+
+/// A follower that comes back shows the last record it has whole, which begins before what it lacks:
+/// in the segment before, or, if it is long, earlier. One that is longer than this costs a bootstrap,
+/// if the follower was away just then and the limits are that tight.
+const RECORD_BYTES: u64 = 4 << 20;
+
+/// Looks from time to time, until the node stops.
+pub(crate) fn run(node: &Arc<Node>) {
+    let begun = Instant::now();
+    let mut known = BTreeMap::new();
+    let heart = node.hearts.start(STAGE, &[STAGE]);
+    while !node.stopping() {
+        heart.beat();
+        if let (Some(archive), Some(identity)) = (node.archive(), node.identity()) {
+            let round = segments(archive, identity.timeline, &mut known)
+                .and_then(|segments| look(node, archive, &segments, begun.elapsed()));
+            match round {
+                Ok(()) => node.stages.set(STAGE, State::Streaming, ""),
+                Err(trouble) => node.stages.fail(STAGE, State::Retrying, &trouble),
+            }
+        } else {
+            node.stages.set(STAGE, State::Waiting, "for the archive");
+        }
+        node.sleep(LOOK_EVERY);
+    }
+}
+
+/// A segment's file in the archive.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    name: SegmentName,
+    /// Where its WAL ends, if it is whole.
+    end: Lsn,
+    file: SegmentFile,
+}
+
+/// The files of a timeline, oldest first. Those that are whole do not change, and are looked at once.
+fn segments(
+    archive: &Archive,
+    timeline: walfmt::Timeline,
+    known: &mut BTreeMap<SegmentName, SegmentFile>,
+) -> Result<Vec<Kept>, Trouble> {
+    let size = archive.segment_size();
+    let names = archive.segments(timeline)?;
+    known.retain(|name, _| names.binary_search(name).is_ok());
+    let growing = names.len().saturating_sub(KEEP_LAST);
+    let mut segments = Vec::with_capacity(names.len());
+    for (index, name) in names.into_iter().enumerate() {
+        let file = match known.get(&name) {
+            Some(file) if index < growing => *file,
+            _ => archive.segment_file(name)?,
+        };
+        known.insert(name, file);
+        let end = size.end_of(name.number(size).unwrap_or_default());
+        segments.push(Kept { name, end, file });
+    }
+    Ok(segments)
+}
+
+fn look(
+    node: &Node,
+    archive: &Archive,
+    segments: &[Kept],
+    running: Duration,
+) -> Result<(), Trouble> {
+    let free = statvfs(archive.dir())
+        .map(|found| found.f_bavail.saturating_mul(found.f_frsize))
+        .map_err(|error| Trouble::io(archive.dir().display(), error))?;
+    let total: u64 = segments.iter().map(|kept| kept.file.bytes).sum();
+    node.metrics.set_archive(total, free);
+    let now = SystemTime::now();
+    let needed = needed_from(node, archive.segment_size(), running);
+    let plan = plan(segments, needed, &node.config.archive, free, now);
+    for (number, kept) in segments.iter().enumerate().take(plan.remove) {
+        archive.remove_segment(kept.name)?;
+        if kept.end > needed {
+            tracing::warn!(
+                segment = %kept.name,
+                "removed from the archive although a reader needs it: max_bytes or min_free_bytes is \
+                 reached ({} in {} files, {} free)",
+                HumanBytes(total),
+                segments.len(),
+                HumanBytes(free)
+            );
+        } else if number == 0 {
+            tracing::info!(segment = %kept.name, segments = plan.remove, "old WAL removed");
+        }
+    }
+    if plan.remove > 0 {
+        node.metrics.count_removed(plan.remove as u64);
+    }
+    Ok(())
+}
+
+/// From where on WAL is needed by anybody.
+fn needed_from(node: &Node, size: SegmentSize, running: Duration) -> Lsn {
+    let before = size.bytes() + RECORD_BYTES;
+    let by_followers = node.positions.needed_by_followers();
+    let mut needed = by_followers.map_or(Lsn(u64::MAX), |lsn| Lsn(lsn.0.saturating_sub(before)));
+    if node.config.store.is_some() {
+        needed = needed.min(node.positions.get(Position::RestartPoint));
+    }
+    if node.config.listen.replication.is_some() && running < GRACE {
+        needed = Lsn::INVALID;
+    }
+    needed
+}
+
+struct Plan {
+    /// How many go, from the oldest on.
+    remove: usize,
+}
+
+fn plan(
+    segments: &[Kept],
+    needed: Lsn,
+    limits: &ArchiveSection,
+    mut free: u64,
+    now: SystemTime,
+) -> Plan {
+    let mut total: u64 = segments.iter().map(|kept| kept.file.bytes).sum();
+    let mut remove = 0;
+    for kept in &segments[..segments.len().saturating_sub(KEEP_LAST)] {
+        // A file of tomorrow, after the clock was set, has no age.
+        let age = now.duration_since(kept.file.modified).unwrap_or_default();
+        let wanted = limits.keep_bytes.is_some_and(|keep| total > keep)
+            || limits.keep_age.is_some_and(|keep| age > keep);
+        let must = limits.max_bytes.is_some_and(|max| total > max) || free < limits.min_free_bytes;
+        if !must && (!wanted || kept.end > needed) {
+            break;
+        }
+        remove += 1;
+        total -= kept.file.bytes;
+        free = free.saturating_add(kept.file.bytes);
+    }
+    Plan { remove }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use walfmt::{SegmentNumber, Timeline};
+
+    /// Ten files of 100 bytes; the oldest is 10 hours old, the newest 1 hour.
+    fn ten(now: SystemTime) -> Vec<Kept> {
+        let size = SegmentSize::DEFAULT;
+        (0..10)
+            .map(|number| Kept {
+                name: SegmentName::new(Timeline(1), SegmentNumber(number), size),
+                end: size.end_of(SegmentNumber(number)),
+                file: SegmentFile {
+                    bytes: 100,
+                    modified: now - Duration::from_secs(3600 * (10 - number)),
+                },
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_goes() {
+        let now = SystemTime::now();
+        let segments = ten(now);
+        let size = SegmentSize::DEFAULT;
+        let (all, nobody) = (Lsn::INVALID, Lsn(u64::MAX));
+        let from_third = size.start_of(SegmentNumber(2));
+        let in_third = Lsn(from_third.0 + 1);
+        let hours = |hours: u64| Some(Duration::from_secs(3600 * hours - 60));
+        // keep_bytes, keep_age, max_bytes, min_free of 1000 free; who needs what; how many go
+        for (keep, age, max, min_free, needed, remove) in [
+            (None, None, None, 0, nobody, 0),
+            (Some(650), None, None, 0, nobody, 4),
+            (Some(650), None, None, 0, all, 0),
+            (Some(650), None, None, 0, from_third, 2),
+            (Some(650), None, None, 0, in_third, 2),
+            (Some(0), None, None, 0, nobody, 8),
+            (None, hours(8), None, 0, nobody, 3),
+            (None, hours(8), None, 0, from_third, 2),
+            (None, None, Some(650), 0, all, 4),
+            (Some(300), None, Some(650), 0, all, 4),
+            (Some(300), None, Some(650), 0, from_third, 4),
+            (Some(300), None, Some(950), 0, from_third, 2),
+            (None, None, None, 1250, all, 3),
+            (None, None, None, u64::MAX, all, 8),
+            (None, None, None, 1000, nobody, 0),
+        ] {
+            let limits = ArchiveSection {
+                directory: "/".into(),
+                compression_level: 1,
+                keep_bytes: keep,
+                keep_age: age,
+                max_bytes: max,
+                min_free_bytes: min_free,
+            };
+            let planned = plan(&segments, needed, &limits, 1000, now).remove;
+            assert_eq!(planned, remove, "{limits:?}, needed from {needed}");
+        }
+        let limits = ArchiveSection {
+            directory: "/".into(),
+            compression_level: 1,
+            keep_bytes: Some(0),
+            keep_age: hours(1),
+            max_bytes: Some(0),
+            min_free_bytes: u64::MAX,
+        };
+        for few in 0..=2 {
+            assert_eq!(plan(&segments[..few], nobody, &limits, 0, now).remove, 0);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The store and the programs that will open it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use indicatif::HumanBytes;
+use walferry_archive::OsFiles;
+use walfmt::Version;
+
+use super::finding::{Code, Findings};
+use crate::config::StoreSection;
+use crate::stage::tail;
+
+pub(super) fn check(store: &StoreSection, findings: &mut Findings) {
+    let major = directory(&store.data_directory, findings);
+    programs(&store.bin_directory, major, findings);
+    memory(store, findings);
+}
+
+/// The major of the store, if there is one.
+fn directory(store: &Path, findings: &mut Findings) -> Option<&'static Version> {
+    if !store.exists() {
+        findings.add(
+            Code::StoreMissing,
+            format_args!("there is no store at {}", store.display()),
+            "walferry bootstrap makes it",
+        );
+        return None;
+    }
+    let control = match tail::read_control_file(&OsFiles, store) {
+        Ok(control) => control,
+        Err(trouble) => {
+            let remedy = "only a directory that `walferry bootstrap` made can be a store";
+            findings.add(Code::StoreUnusable, trouble, remedy);
+            return None;
+        }
+    };
+    // A server demands the same (`checkDataDir`, `src/backend/utils/init/miscinit.c`).
+    let found = fs::metadata(store).map(|found| (found.uid(), found.mode() & 0o777));
+    match found {
+        Ok((owner, mode)) => {
+            let us = rustix::process::geteuid();
+            let fits = us.is_root() || owner == us.as_raw();
+            if fits && matches!(mode, 0o700 | 0o750) {
+                let (system, major) = (control.system_identifier, control.version.major);
+                findings.ok("store", format_args!("of system {system}, PostgreSQL {major}"));
+            } else {
+                findings.add(
+                    Code::StoreUnusable,
+                    format_args!("{} is of user id {owner} and mode {mode:04o}", store.display()),
+                    "a server opens only what is its own user's, with mode 0700 or 0750 (chown, \
+                     chmod)",
+                );
+            }
+        }
+        Err(error) => findings.add(
+            Code::StoreUnusable,
+            format_args!("{}: {error}", store.display()),
+            "give the directory to this user",
+        ),
+    }
+    Some(control.version)
+}
+
+/// Whether a server is installed that can open the store.
+fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Findings) {
+    let postgres = directory.join("postgres");
+    let version = Command::new(&postgres).arg("--version").output();
+    let remedy = "install the leader's PostgreSQL here, and set [store] bin_directory";
+    let text = match version {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        Ok(output) => {
+            let words = format_args!("{} --version: {}", postgres.display(), output.status);
+            findings.add(Code::StorePrograms, words, remedy);
+            return;
+        }
+        Err(error) => {
+            findings.add(
+                Code::StorePrograms,
+                format_args!("{}: {error}", postgres.display()),
+                remedy,
+            );
+            return;
+        }
+    };
+    // As in "postgres (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)".
+    let found = text.split_whitespace().nth(2).and_then(|version| version.split('.').next());
+    let found = found.and_then(|major| major.parse::<u16>().ok());
+    match major {
+        Some(major) if found != Some(major.major) => findings.add(
+            Code::StorePrograms,
+            format_args!("the store is of PostgreSQL {}, {text:?} is installed", major.major),
+            remedy,
+        ),
+        _ => findings.ok("store", format_args!("{text} can open it")),
+    }
+}
+
+fn memory(store: &StoreSection, findings: &mut Findings) {
+    // In kB (`man 5 proc`).
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    let Some(total) = total.map(|kilobytes| kilobytes.saturating_mul(1024)) else { return };
+    if store.cache_bytes > total / 2 {
+        findings.add(
+            Code::StoreMemory,
+            format_args!(
+                "[store] cache_bytes = {} is more than half of this machine's {}",
+                HumanBytes(store.cache_bytes),
+                HumanBytes(total)
+            ),
+            "take less: the kernel's own cache serves the store too",
+        );
+    }
+}

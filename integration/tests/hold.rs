@@ -1,0 +1,312 @@
+//! The agent beside a server is down while the server goes on. What happens is what the README says,
+//! and the server's disk stays bounded:
+//!
+//! | down for | slot (`max_slot_wal_keep_size`) | no slot (`wal_keep_size`) |
+//! |---|---|---|
+//! | less than is held | goes on | goes on |
+//! | more than is held | gap, until `gap_command` fills it | gap, until `gap_command` fills it |
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::process::{send_signal, wait_until};
+use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
+use rand::RngExt;
+use rustix::process::Signal;
+use walfmt::Lsn;
+
+const PATIENCE: Duration = Duration::from_secs(40);
+const MB: u64 = 1 << 20;
+/// What the server holds for an agent.
+const HOLD: u64 = 16 * MB;
+/// What it has beside that: up to `max_wal_size`, and some segments made in advance.
+const OWN: u64 = 12 * MB;
+const LESS: u64 = 8;
+const MORE: u64 = 60;
+const SLOT: &str = "walferry_leader1";
+
+fn options(settings: &[&str]) -> ClusterOptions {
+    let own = ["min_wal_size = 2MB", "max_wal_size = 4MB"];
+    ClusterOptions {
+        wal_segment_megabytes: 1,
+        keep_segments: true,
+        settings: own.iter().chain(settings).map(|&line| line.to_owned()).collect(),
+        ..ClusterOptions::default()
+    }
+}
+
+/// Writes so many megabytes of WAL, with checkpoints between that let old WAL go; gives the most
+/// that `pg_wal` had.
+fn write(pair: &Pair, megabytes: u64) -> Result<u64> {
+    let mut most = 0;
+    for number in 1..=megabytes {
+        pair.leader.sql(
+            "select pg_logical_emit_message(false, 'fill', repeat(md5(random()::text), 32000)); \
+             update pgbench_accounts set abalance = abalance + 1 where aid % 1000 = 7",
+        )?;
+        if number % 2 == 0 {
+            pair.leader.sql("checkpoint")?;
+        }
+        most = most.max(wal_bytes(pair)?);
+    }
+    Ok(most)
+}
+
+fn wal_bytes(pair: &Pair) -> Result<u64> {
+    let sum = "select coalesce(sum(size), 0) from pg_ls_waldir()";
+    pair.leader.sql(sum)?.parse().context("a size")
+}
+
+fn slots(pair: &Pair) -> Result<String> {
+    pair.leader.sql("select coalesce(string_agg(slot_name, ','), '') from pg_replication_slots")
+}
+
+/// The same agent, with more settings.
+fn replace(scratch: &Scratch, agent: &mut Agent, more: &[(&str, &str, &str)]) -> Result<()> {
+    agent.kill()?;
+    let mut config = agent.config.clone();
+    for (section, key, value) in more {
+        config.more.push(((*section).into(), (*key).into(), (*value).into()));
+    }
+    *agent = Agent::new(scratch, config)?;
+    agent.start()
+}
+
+fn in_gap(pair: &Pair) -> Result<String> {
+    wait_until("the tail says that there is a gap", PATIENCE, || {
+        Ok(pair.leader_agent.state_of("tail").is_ok_and(|state| state == "gap"))
+    })
+    .with_context(|| pair.leader_agent.log_tail(20))?;
+    let text = pair.leader_agent.run_verb("status", &[])?;
+    let lines: Vec<&str> =
+        text.lines().skip_while(|line| !line.contains("tail ")).take(2).collect();
+    Ok(lines.join(" "))
+}
+
+/// Follower and server agree, byte by byte.
+fn agrees(pair: &Pair) -> Result<usize> {
+    pair.catch_up(PATIENCE)?;
+    pair.compare_archive()
+}
+
+#[test]
+fn with_a_slot() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let settings = ["max_slot_wal_keep_size = 16MB", "wal_keep_size = 0"];
+    let mut pair = Pair::start(&scratch, &options(&settings), 1)?;
+    wait_until("the slot is there", PATIENCE, || Ok(slots(&pair)? == SLOT))?;
+
+    // While the agent runs, the slot follows it.
+    write(&pair, 20)?;
+    let behind = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint \
+                  from pg_replication_slots";
+    wait_until("the slot has moved", PATIENCE, || {
+        Ok(pair.leader.sql(behind)?.parse::<u64>()? < 3 * MB)
+    })?;
+
+    pair.leader_agent.kill()?;
+    let most = write(&pair, LESS)?;
+    pair.leader_agent.start()?;
+    let segments = agrees(&pair)?;
+    println!(
+        "slot, down for {LESS} MB of {} MB: goes on, {segments} segments are equal, pg_wal had at \
+         most {} MB",
+        HOLD / MB,
+        most / MB
+    );
+
+    pair.leader_agent.kill()?;
+    let most = write(&pair, MORE)?;
+    ensure!(most < HOLD + OWN, "pg_wal had {most} bytes");
+    let status = pair.leader.sql("select wal_status from pg_replication_slots")?;
+    ensure!(status == "lost", "the slot is {status}");
+    pair.leader_agent.start()?;
+    let words = in_gap(&pair)?;
+    println!("slot, down for {MORE} MB: {words}; pg_wal had at most {} MB", most / MB);
+    filled(&scratch, &mut pair)?;
+    wait_until("a slot is there again", PATIENCE, || {
+        Ok(pair.leader.sql("select wal_status from pg_replication_slots")? == "reserved")
+    })
+}
+
+#[test]
+fn without_a_slot() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let settings = ["max_slot_wal_keep_size = -1", "wal_keep_size = 16MB"];
+    let mut pair = Pair::start(&scratch, &options(&settings), 1)?;
+    let status = pair.leader_agent.run_verb("status", &[])?;
+    ensure!(status.contains("max_slot_wal_keep_size is not bounded"), "{status}");
+    ensure!(slots(&pair)?.is_empty(), "a slot that is not bounded fills the disk");
+
+    pair.leader_agent.kill()?;
+    let most = write(&pair, LESS)?;
+    pair.leader_agent.start()?;
+    let segments = agrees(&pair)?;
+    println!(
+        "no slot, down for {LESS} MB of {} MB: goes on, {segments} segments are equal, pg_wal had \
+         at most {} MB",
+        HOLD / MB,
+        most / MB
+    );
+
+    pair.leader_agent.kill()?;
+    let most = write(&pair, MORE)?;
+    ensure!(most < HOLD + OWN, "pg_wal had {most} bytes");
+    pair.leader_agent.start()?;
+    println!(
+        "no slot, down for {MORE} MB: {}; pg_wal had at most {} MB",
+        in_gap(&pair)?,
+        most / MB
+    );
+
+    // The control: what a slot would have done here.
+    pair.leader.sql("select pg_create_physical_replication_slot('control', true)")?;
+    let most = write(&pair, MORE)?;
+    ensure!(most > HOLD + OWN, "an unbounded slot has held {most} bytes only");
+    println!("control: with an unbounded slot pg_wal had {} MB", most / MB);
+    pair.leader.sql("select pg_drop_replication_slot('control')")?;
+    filled(&scratch, &mut pair)?;
+
+    // A bound that comes and goes makes the slot come and go.
+    let reload = |line: &str| -> Result<()> {
+        pair.leader.configure(&[line])?;
+        pair.leader.sql("select pg_reload_conf()").map(drop)
+    };
+    reload("max_slot_wal_keep_size = 16MB")?;
+    wait_until("the slot is made", PATIENCE, || Ok(slots(&pair)? == SLOT))?;
+    reload("max_slot_wal_keep_size = -1")?;
+    wait_until("the slot is dropped", PATIENCE, || Ok(slots(&pair)?.is_empty()))
+}
+
+/// Commands that bring nothing, or something else, fill no gap; one that does, does.
+fn filled(scratch: &Scratch, pair: &mut Pair) -> Result<()> {
+    let kept = pair.leader.kept_segments().context("segments are kept")?.to_owned();
+    let stands = pair.leader_agent.position("appended").ok();
+    let flipped = scratch.directory("flipped")?;
+    let kept = kept.display();
+    let flip = format!(
+        "cp {kept}/%f {0}/%f && printf '\\001' | dd of={0}/%f bs=1 seek=500000 conv=notrunc \
+         status=none && cp {0}/%f %p",
+        flipped.display()
+    );
+    for (command, words) in [
+        ("false", "exit status: 1"),
+        ("true", "gave no segment"),
+        ("head -c 1000 /dev/zero > %p", "1000 bytes instead of 1048576"),
+        (
+            &format!("ls {kept} | head -n 1 | xargs -I@ cp {kept}/@ %p"),
+            "it begins with the page of",
+        ),
+        ("head -c 1048576 /dev/zero > %p", "gave no segment"),
+    ] {
+        replace(scratch, &mut pair.leader_agent, &[("source", "gap_command", command)])?;
+        let said = in_gap(pair)?;
+        println!("{command}: {said}");
+        ensure!(said.contains(words), "{words}: {said}");
+    }
+    // One flipped byte in a record is noticed, in what the archive has a part of and behind it.
+    let mut random = Seed::take("a byte", 4).generator();
+    let seek = format!("seek={}", random.random_range(300_000..900_000));
+    let flip = flip.replace("seek=500000", &seek);
+    let missing = tail_detail(&pair.leader_agent)?;
+    let missing = missing.split_whitespace().nth(1).context("a segment's name")?.to_owned();
+    let later = format!("if [ %f = {missing} ]; then cp {kept}/%f %p; else {flip}; fi");
+    for command in [flip, later] {
+        replace(scratch, &mut pair.leader_agent, &[("source", "gap_command", &command)])?;
+        let said = in_gap(pair)?;
+        println!("flipped at {seek}: {said}");
+        ensure!(said.contains("what gap_command gave"), "{said}");
+    }
+
+    let right = format!("cp {kept}/%f %p");
+    replace(scratch, &mut pair.leader_agent, &[("source", "gap_command", &right)])?;
+    let segments = agrees(pair)?;
+    let left = fetched(&pair.leader_agent)?.len();
+    println!("{right}: {segments} segments are equal, {left} left beside the archive");
+    ensure!(left == 0, "{left} segments stay beside the archive");
+    ensure!(pair.leader_agent.position("appended").ok() > stands, "nothing was added");
+    Ok(())
+}
+
+fn tail_detail(agent: &Agent) -> Result<String> {
+    let status = agent.status()?;
+    let stages = status["stages"].as_array().context("stages")?;
+    let tail = stages.iter().find(|stage| stage["stage"] == "tail").context("tail")?;
+    Ok(tail["detail"].as_str().unwrap_or_default().to_owned())
+}
+
+fn fetched(agent: &Agent) -> Result<Vec<PathBuf>> {
+    let directory = agent.archive_directory().join("gap");
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Readers hold WAL against wishes, not against hard limits; who comes too late is told.
+#[test]
+fn retention() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut pair = Pair::start(&scratch, &options(&["wal_keep_size = 16MB"]), 1)?;
+    let file_bytes = |agent: &Agent| -> Result<u64> {
+        Ok(agent.metrics()?.expect("walferry_archive_size_bytes")? as u64)
+    };
+    // What is written is hard to compress: archive bytes are like WAL bytes, or half of it.
+    let bulk = |pair: &Pair| -> Result<()> {
+        for _ in 0..15 {
+            pair.leader.sql(
+                "create table if not exists bulk (filler bytea); truncate bulk; \
+                 insert into bulk select decode(md5(random()::text) || md5(random()::text), 'hex') \
+                 from generate_series(1, 20000)",
+            )?;
+        }
+        Ok(())
+    };
+    let follower = pair.follower.pid().context("it runs")?;
+    replace(
+        &scratch,
+        &mut pair.leader_agent,
+        &[("archive", "keep_bytes", "2MB"), ("archive", "max_bytes", "24MB")],
+    )?;
+    pair.catch_up(PATIENCE)?;
+
+    // A follower that is connected and takes nothing: the wish waits for it.
+    send_signal(follower, Signal::STOP)?;
+    bulk(&pair)?;
+    thread::sleep(Duration::from_secs(32)); // until the time to connect has passed
+    let held = file_bytes(&pair.leader_agent)?;
+    let removed = |agent: &Agent| agent.metrics()?.expect("walferry_removed_segments_total");
+    println!("held for a follower: {held} bytes, removed {}", removed(&pair.leader_agent)?);
+    ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
+    ensure!(held < 24 * MB, "{held} bytes: the hard limit must not be reached yet");
+    send_signal(follower, Signal::CONT)?;
+    pair.catch_up(PATIENCE)?;
+    wait_until("nobody needs it, so it goes", PATIENCE, || {
+        Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
+    })
+    .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
+    println!(
+        "caught up: {} bytes left, {} segments removed",
+        file_bytes(&pair.leader_agent)?,
+        removed(&pair.leader_agent)?
+    );
+
+    // Past the hard limit it is removed all the same, and the follower is told.
+    send_signal(follower, Signal::STOP)?;
+    let begun: Lsn = pair.flush_position()?;
+    while pair.flush_position()?.bytes_since(begun) < 120 * MB {
+        bulk(&pair)?;
+        let held = file_bytes(&pair.leader_agent)?;
+        ensure!(held < 40 * MB, "{held} bytes");
+    }
+    wait_until("the limit is kept", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 26 * MB))?;
+    send_signal(follower, Signal::CONT)?;
+    wait_until("the follower is told", PATIENCE, || {
+        Ok(pair.follower.state_of("receive").is_ok_and(|state| state == "needs_bootstrap"))
+    })
+    .with_context(|| pair.follower.log_tail(20))?;
+    println!("{}", pair.follower.run_verb("status", &[])?);
+    let log = fs::read_to_string(pair.leader_agent.log_path())?;
+    ensure!(log.contains("although a reader needs it"), "the leader says nothing");
+    Ok(())
+}
