@@ -20,7 +20,7 @@ use walfmt::Lsn;
 use crate::config::{Config, Source};
 use crate::node::Node;
 use crate::positions::Position;
-use crate::stage::{State, receive};
+use crate::stage::{State, receive, send};
 use crate::trouble::{Kind, Trouble};
 
 /// How long receiving may take to end for a promotion.
@@ -59,6 +59,11 @@ pub(crate) struct FollowerStatus {
     pub(crate) received: String,
     pub(crate) durable: String,
     pub(crate) replayed: String,
+    /// Nothing before it has reported anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lag_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lag_seconds: Option<f64>,
 }
 
 /// What a promotion is asked for.
@@ -190,8 +195,14 @@ fn status_of(node: &Node) -> Status {
             .positions
             .followers()
             .into_iter()
-            .map(|(name, follower)| FollowerStatus {
+            .map(|(name, mut follower)| {
+                let end = node.positions.get(send::readable(node));
+                (name, follower.lag(Instant::now(), end), follower)
+            })
+            .map(|(name, lag, follower)| FollowerStatus {
                 name,
+                lag_bytes: lag.map(|lag| lag.bytes),
+                lag_seconds: lag.map(|lag| lag.seconds),
                 connected: follower.connections > 0,
                 shipped: follower.shipped.to_string(),
                 received: follower.received.to_string(),

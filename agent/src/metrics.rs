@@ -3,15 +3,16 @@
 //! Positions are LSNs as bytes since the cluster's creation (exact up to 9 PB), so that a
 //! difference of two is a distance in bytes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::node::Node;
 use crate::positions::Position;
+use crate::stage::send;
 
 /// The node's metrics. Call sites read as sentences: `metrics.observe_flush(duration)`.
 pub(crate) struct Metrics {
@@ -27,8 +28,15 @@ pub(crate) struct Metrics {
     replayed_records: IntCounter,
     verified_images: IntCounter,
     reconnects: IntCounter,
+    follower_lag_bytes: IntGaugeVec,
+    follower_lag_seconds: GaugeVec,
+    follower_connected: IntGaugeVec,
+    sent_bytes: IntCounterVec,
+    errors: IntCounterVec,
+    restart_points: IntCounter,
     archive_size: IntGauge,
-    archive_free: IntGauge,
+    disk_size: IntGaugeVec,
+    disk_free: IntGaugeVec,
     removed_segments: IntCounter,
 }
 
@@ -50,15 +58,16 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let lag_seconds = GaugeVec::new(
-            Opts::new(
-                "walferry_lag_seconds",
-                "Age, by the leader's clock, of the oldest WAL not yet replayed here (or made \
-                 durable, on a node without a store); 0 when caught up.",
-            ),
-            &["to"],
-        )?;
-        registry.register(Box::new(lag_seconds.clone()))?;
+        let float_gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
         let flush_seconds = Histogram::with_opts(
             HistogramOpts::new(
                 "walferry_flush_seconds",
@@ -92,7 +101,12 @@ impl Metrics {
                  durable, on a node without a store).",
                 &["to"],
             )?,
-            lag_seconds,
+            lag_seconds: float_gauges(
+                "walferry_lag_seconds",
+                "Age, by the leader's clock, of the oldest WAL not yet replayed here (or made \
+                 durable, on a node without a store); 0 when caught up.",
+                &["to"],
+            )?,
             stage_states: gauges(
                 "walferry_state",
                 "1 for the state a stage is in.",
@@ -110,9 +124,46 @@ impl Metrics {
                 "walferry_archive_size_bytes",
                 "What the archive's files take on disk, of the timeline that is written.",
             )?,
-            archive_free: gauge(
-                "walferry_archive_free_bytes",
-                "What is free on the archive's file system.",
+            disk_size: gauges(
+                "walferry_disk_size_bytes",
+                "Size of the file system that archive or store is on.",
+                &["disk"],
+            )?,
+            disk_free: gauges(
+                "walferry_disk_free_bytes",
+                "What is free for this user on the file system that archive or store is on.",
+                &["disk"],
+            )?,
+            follower_lag_bytes: gauges(
+                "walferry_follower_lag_bytes",
+                "WAL that this node has and a follower has not yet replayed (or made durable, if it \
+                 has no store).",
+                &["follower", "to"],
+            )?,
+            follower_lag_seconds: float_gauges(
+                "walferry_follower_lag_seconds",
+                "For how long this node has had the oldest WAL that a follower has not yet replayed \
+                 (or made durable, if it has no store); 0 when it has all.",
+                &["follower", "to"],
+            )?,
+            follower_connected: gauges(
+                "walferry_follower_connected",
+                "1 while a follower that this node knows is connected, else 0.",
+                &["follower"],
+            )?,
+            sent_bytes: counters(
+                "walferry_sent_bytes_total",
+                "WAL sent to a follower, compressed.",
+                &["follower"],
+            )?,
+            errors: counters(
+                "walferry_errors_total",
+                "Failures of a stage, by kind of trouble.",
+                &["stage", "kind"],
+            )?,
+            restart_points: counter(
+                "walferry_restart_points_total",
+                "Restart points of the store that were completed.",
             )?,
             removed_segments: counter(
                 "walferry_removed_segments_total",
@@ -149,10 +200,23 @@ impl Metrics {
         self.reconnects.inc();
     }
 
-    /// The archive's files take this much, and this much is free beside them.
-    pub(crate) fn set_archive(&self, bytes: u64, free: u64) {
+    /// The archive's files take this much.
+    pub(crate) fn set_archive(&self, bytes: u64) {
         self.archive_size.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.archive_free.set(i64::try_from(free).unwrap_or(i64::MAX));
+    }
+
+    /// The file system of `disk` is of this size, and has so much free.
+    pub(crate) fn set_disk(&self, disk: &str, size: u64, free: u64) {
+        let set = |gauge: &IntGaugeVec, bytes| {
+            gauge.with_label_values(&[disk]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        };
+        set(&self.disk_size, size);
+        set(&self.disk_free, free);
+    }
+
+    /// The store has a newer restart point.
+    pub(crate) fn count_restart_point(&self) {
+        self.restart_points.inc();
     }
 
     /// Retention removed segments.
@@ -169,15 +233,10 @@ impl Metrics {
                 self.positions.with_label_values(&[position.name()]).set(gauge(lsn));
             }
         }
-        for (name, follower) in node.positions.followers() {
-            for (position, lsn) in [
-                ("shipped", follower.shipped),
-                ("received", follower.received),
-                ("durable", follower.durable),
-                ("replayed", follower.replayed),
-            ] {
-                self.follower_positions.with_label_values(&[&name, position]).set(gauge(lsn));
-            }
+        self.render_followers(node);
+        for ((stage, kind), count) in node.stages.failures() {
+            let errors = self.errors.with_label_values(&[stage, kind]);
+            errors.inc_by(count.saturating_sub(errors.get()));
         }
         if let Some(lag) = node.lag() {
             let bytes = i64::try_from(lag.bytes).unwrap_or(i64::MAX);
@@ -193,5 +252,36 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What is known of the followers; those that were forgotten leave nothing behind.
+    fn render_followers(&self, node: &Node) {
+        let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.follower_positions.reset();
+        self.follower_lag_bytes.reset();
+        self.follower_lag_seconds.reset();
+        self.follower_connected.reset();
+        let (now, end) = (Instant::now(), node.positions.get(send::readable(node)));
+        for (name, mut follower) in node.positions.followers() {
+            for (position, lsn) in [
+                ("shipped", follower.shipped),
+                ("received", follower.received),
+                ("durable", follower.durable),
+                ("replayed", follower.replayed),
+            ] {
+                if lsn.is_valid() {
+                    self.follower_positions.with_label_values(&[&name, position]).set(gauge(lsn.0));
+                }
+            }
+            if let Some(lag) = follower.lag(now, end) {
+                let labels = &[&name, lag.to.name()];
+                self.follower_lag_bytes.with_label_values(labels).set(gauge(lag.bytes));
+                self.follower_lag_seconds.with_label_values(labels).set(lag.seconds);
+            }
+            let connected = i64::from(follower.connections > 0);
+            self.follower_connected.with_label_values(&[&name]).set(connected);
+            let sent = self.sent_bytes.with_label_values(&[&name]);
+            sent.inc_by(follower.sent_bytes.saturating_sub(sent.get()));
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use walferry_wire::{LagClock, Now};
 use walfmt::Lsn;
 
 /// One of a node's positions.
@@ -71,7 +72,7 @@ impl Position {
 }
 
 /// What a follower has told us of itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Follower {
     /// More than one for a moment, when it came back before its old connection was given up.
     pub(crate) connections: usize,
@@ -82,14 +83,56 @@ pub(crate) struct Follower {
     pub(crate) replayed: Lsn,
     /// From where on it may ask for WAL; invalid before it is known.
     pub(crate) needs: Lsn,
+    /// Bytes of the archive that were sent to it.
+    pub(crate) sent_bytes: u64,
     /// When something was last heard of it.
-    pub(crate) heard_at: Option<Instant>,
+    heard_at: Instant,
+    /// Since when there has been WAL that it does not have.
+    lag_clock: LagClock,
 }
 
 /// For how long a follower that is gone is expected back, and its WAL kept for it.
 const EXPECTED_BACK: Duration = Duration::from_secs(600);
+/// How many followers are remembered. Those that are gone the longest are forgotten.
+const FOLLOWERS_MAX: usize = 128;
+/// The clock of this node's own positions is looked at more often than that.
+const CLOCK_FRESH: Duration = Duration::from_secs(3);
+
+/// How far a follower is behind this node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FollowerLag {
+    /// `replayed`; `durable` of a follower without a store.
+    pub(crate) to: Position,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+}
 
 impl Follower {
+    fn new(now: Instant) -> Self {
+        Self {
+            connections: 0,
+            shipped: Lsn::INVALID,
+            received: Lsn::INVALID,
+            durable: Lsn::INVALID,
+            replayed: Lsn::INVALID,
+            needs: Lsn::INVALID,
+            sent_bytes: 0,
+            heard_at: now,
+            lag_clock: LagClock::new(now, CLOCK_FRESH),
+        }
+    }
+
+    /// How far it is behind `end`; nothing before it has reported anything.
+    pub(crate) fn lag(&mut self, now: Instant, end: Lsn) -> Option<FollowerLag> {
+        let (to, reached) = match (self.replayed.is_valid(), self.durable.is_valid()) {
+            (true, _) => (Position::Replayed, self.replayed),
+            (false, true) => (Position::Durable, self.durable),
+            (false, false) => return None,
+        };
+        let seconds = self.lag_clock.lag_seconds(now, reached)?;
+        Some(FollowerLag { to, bytes: end.bytes_since(reached), seconds })
+    }
+
     /// What it acknowledges now. What it had once it has still, even while it replays again from
     /// its restart point.
     pub(crate) fn acknowledge(&mut self, received: Lsn, durable: Lsn, replayed: Lsn) {
@@ -175,9 +218,14 @@ impl Positions {
     pub(crate) fn with_follower(&self, name: &str, change: impl FnOnce(&mut Follower)) {
         {
             let mut followers = lock(&self.followers);
-            let follower = followers.entry(name.to_owned()).or_default();
+            let now = Instant::now();
+            if !followers.contains_key(name) && followers.len() >= FOLLOWERS_MAX {
+                forget_one(&mut followers);
+            }
+            let new = || Follower::new(now);
+            let follower = followers.entry(name.to_owned()).or_insert_with(new);
             change(follower);
-            follower.heard_at = Some(Instant::now());
+            follower.heard_at = now;
         }
         self.wake();
     }
@@ -186,14 +234,30 @@ impl Positions {
     /// are none.
     pub(crate) fn needed_by_followers(&self) -> Option<Lsn> {
         let counts = |follower: &&Follower| {
-            follower.connections > 0
-                || follower.heard_at.is_some_and(|at| at.elapsed() < EXPECTED_BACK)
+            follower.connections > 0 || follower.heard_at.elapsed() < EXPECTED_BACK
         };
         lock(&self.followers).values().filter(counts).map(|follower| follower.needs).min()
     }
 
+    /// This node has WAL up to `end`, now: from that the followers' lag in seconds is known.
+    pub(crate) fn note_time(&self, now: Now, end: Lsn) {
+        for follower in lock(&self.followers).values_mut() {
+            follower.lag_clock.note(now.monotonic, now.wall, end);
+            // So that what it has caught up with is forgotten.
+            let _ = follower.lag(now.monotonic, end);
+        }
+    }
+
     pub(crate) fn followers(&self) -> BTreeMap<String, Follower> {
         lock(&self.followers).clone()
+    }
+}
+
+fn forget_one(followers: &mut BTreeMap<String, Follower>) {
+    let gone = followers.iter().filter(|(_, follower)| follower.connections == 0);
+    let longest = gone.min_by_key(|(_, follower)| follower.heard_at).map(|(name, _)| name.clone());
+    if let Some(name) = longest {
+        followers.remove(&name);
     }
 }
 
@@ -220,6 +284,44 @@ mod tests {
         let positions = Positions::new();
         positions.advance(Position::Durable, Lsn(100));
         positions.advance(Position::Replayed, Lsn(101));
+    }
+
+    #[test]
+    fn followers_lag_by_this_nodes_own_clock() {
+        let (positions, begun) = (Positions::new(), Instant::now());
+        let at = |millis: u64| Now {
+            monotonic: begun + Duration::from_millis(millis),
+            wall: walferry_wire::Stamp(i64::try_from(millis * 1000).expect("small") + 1),
+        };
+        let lag = |millis: u64| {
+            let mut follower = positions.followers().remove("f").expect("known");
+            let lag = follower.lag(at(millis).monotonic, Lsn(1000)).expect("it has reported");
+            (lag.to, lag.bytes, (lag.seconds * 10.0).round() / 10.0)
+        };
+        positions.with_follower("f", |f| f.acknowledge(Lsn(900), Lsn(900), Lsn::INVALID));
+        assert!(positions.followers().remove("f").expect("known").lag(begun, Lsn(1)).is_none());
+        positions.note_time(at(0), Lsn(900));
+        positions.note_time(at(100), Lsn(1000));
+        assert_eq!(lag(2_100), (Position::Durable, 100, 2.0));
+        positions.note_time(at(2_000), Lsn(1000));
+        assert_eq!(lag(9_100), (Position::Durable, 100, 9.0), "it grows with time alone");
+        positions.with_follower("f", |f| f.acknowledge(Lsn(1000), Lsn(1000), Lsn(950)));
+        assert_eq!(lag(9_200), (Position::Replayed, 50, 9.1));
+        positions.with_follower("f", |f| f.acknowledge(Lsn(1000), Lsn(1000), Lsn(1000)));
+        positions.note_time(at(9_300), Lsn(1000));
+        assert_eq!(lag(9_400), (Position::Replayed, 0, 0.0));
+    }
+
+    #[test]
+    fn followers_that_are_gone_are_forgotten_one_day() {
+        let positions = Positions::new();
+        positions.with_follower("stays", |follower| follower.connections = 1);
+        for number in 0..2 * FOLLOWERS_MAX {
+            positions.with_follower(&format!("f{number}"), |_| {});
+        }
+        let left = positions.followers();
+        assert_eq!(left.len(), FOLLOWERS_MAX);
+        assert!(left.contains_key("stays") && !left.contains_key("f0"));
     }
 
     #[test]

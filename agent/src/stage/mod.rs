@@ -72,6 +72,8 @@ pub(crate) struct Report {
 #[derive(Debug, Default)]
 pub(crate) struct Stages {
     reports: Mutex<BTreeMap<&'static str, Report>>,
+    /// How often a stage has failed, by kind of trouble.
+    failures: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
 impl Stages {
@@ -89,7 +91,15 @@ impl Stages {
             hint: trouble.hint().map(str::to_owned),
             kind: Some(trouble.kind().label()),
         };
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry((stage, trouble.kind().label())).or_default() += 1;
+        drop(failures);
         self.put(stage, report);
+    }
+
+    /// How often each stage has failed, by kind of trouble.
+    pub(crate) fn failures(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put(&self, stage: &'static str, report: Report) {

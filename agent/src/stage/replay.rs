@@ -205,7 +205,12 @@ fn promote(node: &Node, store: &mut Store) -> Result<Promotion, Trouble> {
 fn report(node: &Node, store: &Store) {
     node.metrics.count_verified(store.take_images_verified());
     node.positions.advance(Position::Replayed, store.applied());
-    node.positions.advance(Position::RestartPoint, store.restart_redo());
+    let restart = store.restart_redo();
+    let before = node.positions.get(Position::RestartPoint);
+    if before.is_valid() && restart > before {
+        node.metrics.count_restart_point();
+    }
+    node.positions.advance(Position::RestartPoint, restart);
 }
 
 /// The way from the restart point to the archive's end, for the log: how far, how long, and for how

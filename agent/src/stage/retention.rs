@@ -47,6 +47,7 @@ pub(crate) fn run(node: &Arc<Node>) {
     let heart = node.hearts.start(STAGE, &[STAGE]);
     while !node.stopping() {
         heart.beat();
+        disks(node);
         if let (Some(archive), Some(identity)) = (node.archive(), node.identity()) {
             let round = segments(archive, identity.timeline, &mut known)
                 .and_then(|segments| look(node, archive, &segments, begun.elapsed()));
@@ -58,6 +59,19 @@ pub(crate) fn run(node: &Arc<Node>) {
             node.stages.set(STAGE, State::Waiting, "for the archive");
         }
         node.sleep(LOOK_EVERY);
+    }
+}
+
+/// Measures the file systems that this node fills.
+fn disks(node: &Node) {
+    let store = node.config.store.as_ref().map(|store| store.data_directory.as_path());
+    for (disk, path) in
+        [("archive", Some(node.config.archive.directory.as_path())), ("store", store)]
+    {
+        // A store that is not there yet has no disk.
+        let Some(Ok(found)) = path.map(statvfs) else { continue };
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        node.metrics.set_disk(disk, bytes(found.f_blocks), bytes(found.f_bavail));
     }
 }
 
@@ -103,7 +117,7 @@ fn look(
         .map(|found| found.f_bavail.saturating_mul(found.f_frsize))
         .map_err(|error| Trouble::io(archive.dir().display(), error))?;
     let total: u64 = segments.iter().map(|kept| kept.file.bytes).sum();
-    node.metrics.set_archive(total, free);
+    node.metrics.set_archive(total);
     let now = SystemTime::now();
     let needed = needed_from(node, archive.segment_size(), running);
     let plan = plan(segments, needed, &node.config.archive, free, now);

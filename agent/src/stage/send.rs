@@ -33,6 +33,8 @@ const STAGE: &str = "send";
 const CONNECTIONS_MAX: usize = 32;
 /// Connections on which nobody has shown a certificate yet. They take none of the others' places.
 const STRANGERS_MAX: usize = 64;
+/// So exact is a follower's lag in seconds.
+const KEEP_TIME_EVERY: Duration = Duration::from_millis(100);
 /// Chunks between the archive's reader and the connection; the window of the protocol bounds what
 /// is under way.
 const QUEUE_CHUNKS: usize = 2;
@@ -56,6 +58,7 @@ enum Feed {
 pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
     node.stages.set(STAGE, State::Streaming, "");
     let heart = node.hearts.start("send, listener", &[]);
+    tokio::spawn(keep_time(Arc::clone(&node)));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     while !node.stopping() {
@@ -95,6 +98,14 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
             serve(&node, connection, address).await;
             drop(place);
         });
+    }
+}
+
+/// Keeps the time by which followers are behind, until the node stops.
+async fn keep_time(node: Arc<Node>) {
+    while !node.stopping() {
+        node.positions.note_time(clock::now(), node.positions.get(readable(&node)));
+        node.pause(KEEP_TIME_EVERY).await;
     }
 }
 
@@ -209,11 +220,14 @@ async fn exchange(
                 }
                 Some(Feed::Refused(code, text)) => sender.refuse(code, &text)?,
                 Some(Feed::Chunk(chunk)) => {
-                    let end = chunk.end;
+                    let (end, sent) = (chunk.end, chunk.bytes.len() as u64);
                     sender.set_positions(leader_positions(node))?;
                     sender.send_data(clock::now(), chunk)?;
                     if let Some(name) = follower {
-                        node.positions.with_follower(name.as_str(), |known| known.shipped = end);
+                        node.positions.with_follower(name.as_str(), |known| {
+                            known.shipped = end;
+                            known.sent_bytes += sent;
+                        });
                     }
                 }
                 Some(Feed::Failed(words)) => {
@@ -258,7 +272,7 @@ fn leader_positions(node: &Node) -> LeaderPositions {
 
 /// Up to where this node's archive may be read: on a source node what is in `pg_wal` durably, on
 /// others what their own archive holds durably.
-fn readable(node: &Node) -> Position {
+pub(crate) fn readable(node: &Node) -> Position {
     match node.config.source.data_directory {
         Some(_) => Position::Appended,
         None => Position::Durable,

@@ -529,9 +529,10 @@ impl WalTail {
         let first = size.segment_of(stop.at);
         let last = size.segment_before(self.stream.pushed_end());
         let name = |number| SegmentName::new(self.identity.timeline, SegmentNumber(number), size);
-        let rejected = (first.0..=last.0).map(name).filter(|&name| self.reject_fetched(name));
+        let all = (first.0..=last.0).map(name);
+        let rejected: Vec<_> = all.filter(|&name| self.reject_fetched(name)).collect();
         match rejected.last() {
-            Some(segment) => {
+            Some(&segment) => {
                 let words = format!("what gap_command gave does not check out: {stop}");
                 TailError::NotFetched { segment, words }
             }

@@ -48,9 +48,13 @@ fn print(status: &Status) {
     }
     for follower in &status.followers {
         let connected = if follower.connected { "connected" } else { "not connected" };
-        println!(
+        print!(
             "follower {:<10} {connected}, shipped {}, received {}, durable {}, replayed {}",
             follower.name, follower.shipped, follower.received, follower.durable, follower.replayed
         );
+        match (follower.lag_bytes, follower.lag_seconds) {
+            (Some(bytes), Some(seconds)) => println!(", {bytes} bytes, {seconds:.3} s behind"),
+            _ => println!(),
+        }
     }
 }

@@ -15,6 +15,9 @@ pub struct Limits {
     /// Leader: a heartbeat goes out when nothing else has for this long. Follower: an
     /// acknowledgement goes out at least this often. Default 1 s.
     pub heartbeat_interval: Duration,
+    /// Follower: how long after an acknowledgement another one tells that replay went on. Default
+    /// 50 ms.
+    pub replayed_interval: Duration,
     /// A peer that sends no byte for this long is given up. Must be several times the *peer's*
     /// heartbeat interval. Default 10 s.
     pub peer_timeout: Duration,
@@ -29,6 +32,7 @@ impl Default for Limits {
         Self {
             window_bytes: 8 << 20,
             heartbeat_interval: Duration::from_secs(1),
+            replayed_interval: Duration::from_millis(50),
             peer_timeout: Duration::from_secs(10),
             acknowledge_bytes: 1 << 20,
         }

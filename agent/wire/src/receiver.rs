@@ -1,7 +1,7 @@
 //! The follower's side of one connection.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use walfmt::Lsn;
@@ -67,6 +67,8 @@ pub struct Receiver {
     /// When an acknowledgement last became due.
     acknowledged_at: Instant,
     acknowledgement_due: bool,
+    /// What the last one said of the replayed position.
+    acknowledged_replayed: Lsn,
     /// Data bytes since an acknowledgement last covered all that had arrived.
     unacknowledged_bytes: usize,
 }
@@ -109,6 +111,7 @@ impl Receiver {
             heard_at: now,
             acknowledged_at: now,
             acknowledgement_due: false,
+            acknowledged_replayed: Lsn::INVALID,
             unacknowledged_bytes: 0,
         })
     }
@@ -153,7 +156,7 @@ impl Receiver {
         match self.state {
             State::AwaitWelcome => Some(silent),
             State::Streaming(_) => {
-                Some(silent.min(self.acknowledged_at + self.limits.heartbeat_interval))
+                Some(silent.min(self.acknowledged_at + self.acknowledgement_interval()))
             }
             State::Closed => None,
         }
@@ -169,14 +172,24 @@ impl Receiver {
             return Err(self.fail(ConnectionError::PeerSilent(silence)));
         }
         let since = now.saturating_duration_since(self.acknowledged_at);
-        if since >= self.limits.heartbeat_interval {
+        if since >= self.acknowledgement_interval() {
             self.acknowledge_soon(now);
         }
         Ok(())
     }
 
+    /// For how long nothing need be said: replay comes after durability, and is told a little later.
+    fn acknowledgement_interval(&self) -> Duration {
+        if self.positions.replayed() > self.acknowledged_replayed {
+            self.limits.replayed_interval
+        } else {
+            self.limits.heartbeat_interval
+        }
+    }
+
     /// Sets how far this follower is. An acknowledgement becomes due when the durable position
-    /// moved, or when much has been received since the last one.
+    /// moved, or when much has been received since the last one; a little after the last one when
+    /// only the replayed position moved.
     pub fn set_positions(
         &mut self,
         now: Instant,
@@ -272,6 +285,7 @@ impl Receiver {
 
     fn push_acknowledgement(&mut self) {
         self.acknowledgement_due = false;
+        self.acknowledged_replayed = self.positions.replayed();
         let positions = self.positions;
         if let State::Streaming(chain) = &self.state
             && positions.received() == chain.next()

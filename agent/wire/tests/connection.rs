@@ -493,10 +493,12 @@ fn acknowledgements_are_due_when_durable_moves_and_every_interval() {
     let expected = Acknowledgement { echo: Stamp(77), ..expected };
     let sent = set(&mut follower, at(START + 64, START + 64, 0));
     assert_eq!(sent, [Message::Acknowledgement(expected)]);
+    let idle = follower.receiver.poll_timeout().expect("a deadline");
+    assert_eq!(idle, follower.now + seconds(1.0));
     assert_eq!(set(&mut follower, at(START + 64, START + 64, START + 64)), []);
 
     let due = follower.receiver.poll_timeout().expect("a deadline");
-    assert_eq!(due, follower.now + seconds(1.0));
+    assert_eq!(due, follower.now + seconds(0.05));
     assert_eq!(follower.receiver.handle_timeout(due - seconds(0.001)), Ok(()));
     assert_eq!(follower.sent(), []);
     assert_eq!(follower.receiver.handle_timeout(due), Ok(()));
