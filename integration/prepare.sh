@@ -1,9 +1,9 @@
-# What demo.sh, test.sh and .ci/run need of the machine. To be sourced, from the top directory.
+# What the scripts here, systemd/package.sh and .ci/run need of the machine. To be sourced, from the top directory.
 
 # Debian packages that are missing are installed when we are root; otherwise the line to type is
-# printed, and that is the end.
+# printed, and that is the end. Arguments are what one script alone needs, as program=package.
 prepare_packages() {
-    local missing=()
+    local missing=() need
     if [ -z "${WALFERRY_PG_BIN:-}" ] && [ ! -x /usr/lib/postgresql/15/bin/postgres ]; then
         missing+=(postgresql-15)
     fi
@@ -11,6 +11,10 @@ prepare_packages() {
     command -v openssl >/dev/null || missing+=(openssl) # authority.sh
     # Rust links with cc, and the zstd library is C.
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    command -v systemd-analyze >/dev/null || missing+=(systemd) # tests/service.rs
+    for need in "$@"; do
+        command -v "${need%%=*}" >/dev/null || missing+=("${need#*=}")
+    done
     [ ${#missing[@]} -eq 0 ] && return
 
     if [ "$(id -u)" -ne 0 ]; then

@@ -472,6 +472,37 @@ mod tests {
         assert_eq!(store.restart_point_interval, Duration::from_secs(5));
     }
 
+    /// As it is, it is a leader's; with every setting uncommented, and without those of a leader's
+    /// `[source]`, a follower's.
+    #[test]
+    fn the_example_that_is_installed() {
+        let example = include_str!("../../systemd/walferry.toml");
+        let leader = parse(example).expect("a leader's");
+        assert!(leader.store.is_none() && leader.tls.is_none());
+        let mut section = "";
+        let mut follower = String::new();
+        for line in example.lines() {
+            let line =
+                line.strip_prefix('#').filter(|it| !it.starts_with([' ', '#'])).unwrap_or(line);
+            section = if line.starts_with('[') { line } else { section };
+            let of_leader = ["data_directory", "conninfo", "gap_command"]
+                .iter()
+                .any(|key| line.starts_with(key));
+            if !(section == "[source]" && of_leader) {
+                follower.push_str(line);
+                follower.push('\n');
+            }
+        }
+        let follower = parse(&follower).expect("a follower's");
+        assert_eq!(follower.source.peers, ["db1@10.0.0.1:5480"]);
+        // What stands there as a default is one.
+        let store = follower.store.expect("a store");
+        assert_eq!(follower.archive.min_free_bytes, default_min_free());
+        assert_eq!((store.cache_bytes, store.workers), (default_cache(), default_workers()));
+        assert_eq!(store.bin_directory, default_bin_directory());
+        assert!(follower.tls.is_some_and(|tls| tls.roles.is_some()));
+    }
+
     #[test]
     fn plain_text_off_loopback_must_be_asked_for() {
         let far = FOLLOWER.replace("127.0.0.1:5480", "10.0.0.1:5480");

@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod positions;
 mod server;
+mod service;
 mod stage;
 mod tls;
 mod trouble;

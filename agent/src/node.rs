@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
 use walferry_wire::{LagClock, NodeName};
+use walfmt::control::ClusterState;
 use walfmt::{Lsn, SegmentSize, Timeline, Version};
 
 use crate::config::{Config, Source};
 use crate::control;
 use crate::metrics::Metrics;
 use crate::positions::{Position, Positions};
-use crate::stage::{self, Stages, replay};
+use crate::service;
+use crate::stage::heart::Hearts;
+use crate::stage::{self, Stages, State, replay};
 use crate::tls::Tls;
 use crate::trouble::{Kind, Trouble};
 
@@ -25,6 +28,9 @@ const HEARD_FRESH: Duration = Duration::from_secs(3);
 const BACKUPS_MAX: usize = 2;
 /// How long the stages have to end before the process does without them.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long systemd may take to hear that the node stops.
+const TELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Whose WAL a node has.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +56,7 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) positions: Positions,
     pub(crate) stages: Stages,
+    pub(crate) hearts: Hearts,
     pub(crate) metrics: Metrics,
     /// Commands for replay; closed on a node without a store.
     pub(crate) replay: replay::Commands,
@@ -84,6 +91,7 @@ impl Node {
             tls,
             positions: Positions::new(),
             stages: Stages::default(),
+            hearts: Hearts::default(),
             metrics,
             replay: replay::Commands::default(),
             files: Arc::new(OsFiles),
@@ -274,9 +282,16 @@ pub(crate) fn run(config: Config) -> Result<(), Trouble> {
         .map_err(|error| Trouble::io("starting the runtime", error))?;
     let threads = runtime.block_on(async {
         let threads = start(&node).await?;
+        let talk = tokio::spawn(service::run(Arc::clone(&node)));
         wait_for_signal().await?;
         tracing::info!("stopping");
         node.begin_stop();
+        // In this order, since nothing is to be said after it; but no stop waits for systemd.
+        let told = async {
+            let _ = talk.await;
+            service::stopping().await;
+        };
+        let _ = tokio::time::timeout(TELL_LIMIT, told).await;
         Ok::<_, Trouble>(threads)
     })?;
     let deadline = Instant::now() + STOP_LIMIT;
@@ -354,10 +369,23 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
 pub(crate) fn identify_by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble> {
     let control = stage::tail::read_control_file(node.files().as_ref(), data_directory).map_err(
         |trouble| {
+            if data_directory.join("global/pg_control").exists() {
+                return trouble; // a disk that fails: to be tried again
+            }
             Trouble::misuse(format_args!("[store] {trouble}"))
                 .with_hint("make the store with `walferry bootstrap --from <base backup>`")
         },
     )?;
+    if control.state != ClusterState::IN_ARCHIVE_RECOVERY {
+        // It ends the agent, and is not tried again. The archive would go on with what an old leader
+        // writes that comes back, beside the history that the promoted server has chosen.
+        return Err(Trouble::misuse(format_args!(
+            "[store] {} is a server's: its pg_control is in state {}, not in archive recovery",
+            data_directory.display(),
+            control.state.0
+        ))
+        .with_hint("after a promotion it stays so; for a follower, bootstrap another one"));
+    }
     node.open_archive(Identity {
         system_identifier: control.system_identifier,
         timeline: control.check_point_copy.this_timeline,
@@ -372,6 +400,8 @@ fn spawn(
     node: &Arc<Node>,
     work: impl FnOnce(&Arc<Node>) + Send + 'static,
 ) -> Result<StageThread, Trouble> {
+    // Not before it says so itself: until then it counts as getting ready.
+    node.stages.set(name, State::Starting, "");
     let node = Arc::clone(node);
     let thread = thread::Builder::new()
         .name(name.to_owned())

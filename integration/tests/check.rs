@@ -459,8 +459,12 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
     )?;
 
     // An agent that runs, and cannot do what it is there for.
-    let mut lost = bench
-        .agent(follower_of(&format!("127.0.0.1:{}", free_port()?), leader.data_directory())?)?;
+    let broken = bench.scratch.directory("broken")?;
+    fs::create_dir(broken.join("global"))?;
+    fs::write(broken.join("global/pg_control"), [0; 8192])?;
+    let mut config = AgentConfig::leader("lost", leader)?;
+    config.source = Source::Server { data_directory: broken, conninfo: None };
+    let mut lost = bench.agent(config)?;
     lost.spawn()?;
     let begun = Instant::now();
     loop {

@@ -333,26 +333,27 @@ fn a_promoted_store_gets_nothing_more_and_is_the_servers() -> Result<()> {
 
     let running = Traces::of(&store)?;
     pair.follower.kill()?;
-    pair.follower.start()?;
-    let stopped = wait_stopped(&pair.follower, "replay")?;
-    println!("agent on a running server's store: {stopped}");
-    ensure!(stopped.contains("server"), "{stopped}");
-    thread::sleep(Duration::from_secs(1));
+    refuses_to_run(&mut pair.follower)?;
     ensure!(Traces::of(&store)? == running, "{:?}, then {running:?}", Traces::of(&store)?);
     ensure!(running.pid_file.is_some());
     ensure!(promoted.sql("select 1")? == "1");
-    pair.follower.stop()?;
-    ensure!(Traces::of(&store)? == running);
 
     promoted.stop(StopMode::Fast)?;
     let stopped = Traces::of(&store)?;
-    pair.follower.start()?;
-    wait_stopped(&pair.follower, "replay")?;
+    refuses_to_run(&mut pair.follower)?;
     ensure!(Traces::of(&store)? == stopped, "{:?}, then {stopped:?}", Traces::of(&store)?);
-    pair.follower.kill()?;
-    ensure!(Traces::of(&store)? == stopped);
     ensure!(stopped.pid_file.is_none() && !stopped.names.contains("walferry.lock"));
     promoted.start()
+}
+
+/// It ends with the exit status at which systemd does not try again, and says why.
+fn refuses_to_run(agent: &mut Agent) -> Result<()> {
+    agent.spawn()?;
+    wait_until("the agent ends", PATIENCE, || Ok(!agent.is_running()))?;
+    let outcome = agent.verb("run", &[])?;
+    println!("agent on a promoted store: {outcome:?}");
+    ensure!(outcome.exit == Some(2) && outcome.stderr.contains("is a server's"), "{outcome:?}");
+    Ok(())
 }
 
 /// What an agent could have left in a data directory.

@@ -21,11 +21,12 @@ use walfmt::{Lsn, RawRecord, RecordStream, SegmentNumber, Step, Stop, StreamStar
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::State;
+use crate::stage::heart::Heart;
 use crate::stage::send::WRITE_LIMIT;
 use crate::tls::{self, PeerAddress};
 use crate::trouble::{Kind, Trouble};
 
-const STAGE: &str = "receive";
+pub(super) const STAGE: &str = "receive";
 /// Chunks between connection and archive. The leader's window bounds their bytes.
 const QUEUE_CHUNKS: usize = 256;
 const READ_BYTES: usize = 256 << 10;
@@ -79,14 +80,18 @@ impl Inbox {
 
 /// Connects to the peers in turn until the node stops.
 pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
+    let heart = node.hearts.start("receive, connection", &[]);
     let mut backoff = Backoff::default();
     let mut peers = peers.iter().cycle();
     while !node.stopping() {
+        heart.beat();
         if node.receiving_ended() {
             // An answer says that all parcels before the question are durable.
             let (ask, answer) = oneshot::channel();
+            heart.rest(); // the archive's thread has a heart of its own
             let asked = outlet.parcels.send(Parcel::Begin(ask)).await.is_ok();
             let written = asked && answer.await.is_ok();
+            heart.beat();
             if written || outlet.parcels.is_closed() {
                 node.stages.set(STAGE, State::Waiting, "the store is being promoted, or has been");
                 node.set_receiving_quiet();
@@ -104,7 +109,7 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
         node.metrics.count_reconnect();
         let begun = Instant::now();
         let durable = node.positions.get(Position::Durable);
-        let ended = follow(&node, peer, &outlet).await;
+        let ended = follow(&node, peer, &outlet, &heart).await;
         // A connection that brought WAL was a good one, however short: the next comes soon.
         if node.positions.get(Position::Durable) > durable {
             backoff = Backoff::default();
@@ -128,6 +133,7 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
                 backoff.next_delay(rand::random())
             }
         };
+        heart.rest();
         node.pause(pause).await;
     }
 }
@@ -173,14 +179,15 @@ fn refused_state(node: &Node, peer: &str, refused: &Refused) {
 }
 
 /// The life of one connection: moves bytes and knows no rules.
-async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Trouble> {
+async fn follow(node: &Node, peer: &str, outlet: &Outlet, heart: &Heart) -> Result<Ended, Trouble> {
     let lost = |error: &dyn std::fmt::Display| Trouble::io(format_args!("peer {peer}"), error);
     let begin = {
         let (ask, answer) = oneshot::channel();
+        heart.rest(); // the archive's thread has a heart of its own
         outlet.parcels.send(Parcel::Begin(ask)).await.map_err(|_| archive_gone())?;
         answer.await.map_err(|_| archive_gone())?
     };
-    let mut connection = tls::connect(node.tls.as_ref(), peer).await?;
+    let mut connection = tls::connect(node.tls.as_ref(), peer).await?; // has its own limits
     let config = ReceiverConfig {
         hello: hello(node, begin.resume)?,
         positions: begin.positions,
@@ -195,6 +202,7 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
         None => "closed by the peer before it answered; it may want TLS, see [tls]".to_owned(),
     };
     loop {
+        heart.beat();
         while let Some(event) = receiver.poll_event() {
             match event {
                 ReceiverEvent::Welcomed(welcome) => {
@@ -209,9 +217,10 @@ async fn follow(node: &Node, peer: &str, outlet: &Outlet) -> Result<Ended, Troub
                 ReceiverEvent::Data(data) => {
                     note_leader(node, data.stamp, data.source_durable);
                     let parcel = Parcel::Chunk { connection: begin.connection, chunk: data.chunk };
-                    if outlet.parcels.send(parcel).await.is_err() {
-                        return Err(archive_gone());
-                    }
+                    heart.rest(); // as long as the queue is full
+                    let sent = outlet.parcels.send(parcel).await;
+                    heart.beat();
+                    sent.map_err(|_| archive_gone())?;
                 }
                 ReceiverEvent::Heartbeat(heartbeat) => {
                     node.positions.advance(Position::ServerFlush, heartbeat.positions.server_flush);
@@ -299,11 +308,13 @@ fn follower_positions(node: &Node) -> FollowerPositions {
 pub(crate) fn write(node: &Arc<Node>, inbox: Inbox) {
     let Inbox { mut parcels, failed, outlet } = inbox;
     drop(outlet);
+    let heart = node.hearts.start("receive, archive", &[STAGE]);
     let mut connection = 0;
     while !node.stopping() && !parcels.is_closed() {
+        heart.beat();
         let kept = Keeper::open(node)
             .map_err(KeepError::Archive)
-            .and_then(|mut keeper| keeper.keep(&mut parcels, &mut connection));
+            .and_then(|mut keeper| keeper.keep(&mut parcels, &mut connection, &heart));
         let trouble = match kept {
             Ok(()) => return,
             Err(KeepError::Chunk(trouble)) => trouble,
@@ -364,10 +375,14 @@ impl<'a> Keeper<'a> {
         &mut self,
         parcels: &mut mpsc::Receiver<Parcel>,
         connection: &mut u64,
+        heart: &Heart,
     ) -> Result<(), KeepError> {
-        while let Some(parcel) = parcels.blocking_recv() {
+        loop {
+            heart.rest();
+            let Some(parcel) = parcels.blocking_recv() else { return Ok(()) };
             let mut next = Some(parcel);
             while let Some(parcel) = next {
+                heart.beat();
                 match parcel {
                     Parcel::Begin(answer) => {
                         // A promotion rests on this: what came before is durable when it is answered.
@@ -389,7 +404,6 @@ impl<'a> Keeper<'a> {
             }
             self.sync()?;
         }
-        Ok(())
     }
 
     /// Makes what was written durable, and says so.

@@ -16,8 +16,9 @@ use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart};
 use crate::control::Promotion;
 use crate::node::{Identity, Node};
 use crate::positions::Position;
-use crate::stage::State;
+use crate::stage::heart::Heart;
 use crate::stage::replay::ahead::ReadAhead;
+use crate::stage::{State, receive};
 use crate::trouble::{Kind, Trouble};
 
 const STAGE: &str = "replay";
@@ -100,8 +101,11 @@ impl Commands {
 
 /// Replays until the node stops, the store is promoted, or a record cannot be replayed.
 pub(crate) fn run(node: &Arc<Node>) {
+    // The store's threads work for replay, and one of them syncs.
+    let heart = node.hearts.start(STAGE, &[STAGE, "store-"]);
     let end = loop {
-        let trouble = match replay(node) {
+        heart.beat();
+        let trouble = match replay(node, &heart) {
             Ok(Ended::Stopping) => break Trouble::new(Kind::Refused, "the agent is stopping"),
             Ok(Ended::Promoted) => {
                 break Trouble::new(Kind::Refused, "the store was handed to a server already");
@@ -126,7 +130,7 @@ enum Ended {
     Promoted,
 }
 
-fn replay(node: &Node) -> Result<Ended, Trouble> {
+fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     let config = node.config.store()?;
     node.stages.set(STAGE, State::Starting, "");
     let mut store = Store::open(&StoreConfig {
@@ -136,7 +140,7 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
         restart_point_interval: config.restart_point_interval,
         verify_images: config.verify_images,
     })?;
-    let Some(mut reading) = Reading::start(node, store.replay_from())? else {
+    let Some(mut reading) = Reading::start(node, heart, store.replay_from())? else {
         store.close()?;
         return Ok(Ended::Stopping);
     };
@@ -147,8 +151,9 @@ fn replay(node: &Node) -> Result<Ended, Trouble> {
     let mut bounded = false;
     let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
+        heart.beat();
         let bound = node.positions.get(Position::Durable);
-        if reading.replay_available(node, &mut store, bound)? {
+        if reading.replay_available(node, heart, &mut store, bound)? {
             if let Some(catching_up) = &mut catching_up {
                 catching_up.observe(store.applied());
             }
@@ -255,11 +260,16 @@ struct Reading {
 
 impl Reading {
     /// Finds the WAL that replay begins with; nothing if the node stops first.
-    fn start(node: &Node, begin: Lsn) -> Result<Option<Self>, Trouble> {
+    fn start(node: &Node, heart: &Heart, begin: Lsn) -> Result<Option<Self>, Trouble> {
         // The archive's writer recovers its last file before anyone reads it.
         while !node.positions.get(Position::Durable).is_valid() {
+            heart.beat();
             if node.stopping() {
                 return Ok(None);
+            }
+            // `receive` says why it could not be opened.
+            if !node.stages.is_starting(receive::STAGE) {
+                node.stages.set(STAGE, State::Waiting, "for this node's archive");
             }
             node.positions.wait_beyond(Position::Durable, Lsn::INVALID, IDLE_WAIT);
         }
@@ -294,6 +304,7 @@ impl Reading {
     fn replay_available(
         &mut self,
         node: &Node,
+        heart: &Heart,
         store: &mut Store,
         bound: Lsn,
     ) -> Result<bool, Trouble> {
@@ -312,6 +323,7 @@ impl Reading {
                     }
                     records += 1;
                     if records % REPORT_RECORDS == 0 && self.reported.elapsed() >= REPORT_INTERVAL {
+                        heart.beat();
                         report(node, store);
                         self.reported = Instant::now();
                     }

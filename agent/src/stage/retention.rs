@@ -44,7 +44,9 @@ const RECORD_BYTES: u64 = 4 << 20;
 pub(crate) fn run(node: &Arc<Node>) {
     let begun = Instant::now();
     let mut known = BTreeMap::new();
+    let heart = node.hearts.start(STAGE, &[STAGE]);
     while !node.stopping() {
+        heart.beat();
         disks(node);
         if let (Some(archive), Some(identity)) = (node.archive(), node.identity()) {
             let round = segments(archive, identity.timeline, &mut known)
@@ -53,6 +55,8 @@ pub(crate) fn run(node: &Arc<Node>) {
                 Ok(()) => node.stages.set(STAGE, State::Streaming, ""),
                 Err(trouble) => node.stages.fail(STAGE, State::Retrying, &trouble),
             }
+        } else {
+            node.stages.set(STAGE, State::Waiting, "for the archive");
         }
         node.sleep(LOOK_EVERY);
     }

@@ -41,6 +41,8 @@ const QUEUE_CHUNKS: usize = 2;
 const READ_BYTES: usize = 64 << 10;
 /// A peer that takes nothing for this long is gone.
 pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// When nobody connects.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(1);
 /// How long a follower that is ahead of us waits for us to catch up, as after our own restart.
 const AHEAD_LIMIT: Duration = Duration::from_secs(5);
 
@@ -55,12 +57,15 @@ enum Feed {
 /// Takes connections until the node stops.
 pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
     node.stages.set(STAGE, State::Streaming, "");
+    let heart = node.hearts.start("send, listener", &[]);
     tokio::spawn(keep_time(Arc::clone(&node)));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     while !node.stopping() {
+        heart.beat();
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            () = tokio::time::sleep(SIGN_OF_LIFE_EVERY) => continue,
             () = node.stopped() => return,
         };
         let (stream, address) = match accepted {

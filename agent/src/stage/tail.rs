@@ -33,6 +33,7 @@ use self::gap::GapFiller;
 use crate::node::{Identity, Node};
 use crate::positions::Position;
 use crate::stage::State;
+use crate::stage::heart::Heart;
 use crate::trouble::{Kind, Trouble};
 
 pub(super) const STAGE: &str = "tail";
@@ -55,11 +56,14 @@ const IDLE_SYNC_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tails until the node stops, or until something is wrong that time does not mend.
 pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
+    let heart = node.hearts.start(STAGE, &[STAGE]);
     while !node.stopping() {
-        let Err(trouble) = follow(node, data_directory) else { continue };
+        heart.beat();
+        let Err(trouble) = follow(node, data_directory, &heart) else { continue };
         if trouble.kind() == Kind::NotThere {
             // Nothing is skipped: until it is filled, the archive ends here.
             node.stages.fail(STAGE, State::Gap, &trouble);
+            heart.rest();
             node.sleep(GAP_PAUSE);
             continue;
         }
@@ -73,11 +77,11 @@ pub(crate) fn run(node: &Arc<Node>, data_directory: &Path) {
 }
 
 /// Reads `pg_control`, opens the archive, finds where they meet, and follows from there.
-fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
+fn follow(node: &Arc<Node>, data_directory: &Path, heart: &Heart) -> Result<(), Trouble> {
     if !node.stages.is_in(STAGE, State::Gap) {
         node.stages.set(STAGE, State::Starting, "");
     }
-    let Some(control) = wait_for_production(node, data_directory)? else { return Ok(()) };
+    let Some(control) = wait_for_production(node, data_directory, heart)? else { return Ok(()) };
     check_timeline(&control)?;
     let identity = Identity {
         system_identifier: control.system_identifier,
@@ -102,6 +106,7 @@ fn follow(node: &Arc<Node>, data_directory: &Path) -> Result<(), Trouble> {
     let mut progress_at = Instant::now();
     let mut identity_checked_at = progress_at;
     while !node.stopping() {
+        heart.beat();
         if tail.gap.as_mut().is_some_and(GapFiller::take_fetched) {
             caught_up = false;
         }
@@ -162,8 +167,13 @@ fn publish(
 }
 
 /// The control file, once it says that the server is in production; nothing if the node stops.
-fn wait_for_production(node: &Node, data_directory: &Path) -> Result<Option<ControlFile>, Trouble> {
+fn wait_for_production(
+    node: &Node,
+    data_directory: &Path,
+    heart: &Heart,
+) -> Result<Option<ControlFile>, Trouble> {
     while !node.stopping() {
+        heart.beat();
         let control = read_control_file(node.files().as_ref(), data_directory)?;
         let waiting = match control.state {
             ClusterState::IN_PRODUCTION

@@ -13,11 +13,16 @@ use crate::trouble::Trouble;
 pub(crate) fn run(config: &Path) -> Result<(), Trouble> {
     let config = Config::load(config)?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    // The journal has the time of each line.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
     // A panic is a broken invariant of ours, wherever it happens: nothing that goes on after it can
     // be trusted, and what is on disk is safe.
     let report = std::panic::take_hook();

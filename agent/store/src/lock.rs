@@ -10,9 +10,12 @@
 //! ```
 //!
 //! A server refuses to start while the process in `postmaster.pid` lives. Two agents that start at
-//! once both see the same stale file; the flock lets one of them through. `walferry.lock` also says
-//! whether the store was stopped cleanly, durably before the first page is changed. There is no
-//! shared memory line: a server that takes over must not look for ours.
+//! once both see the same stale file; the flock lets one of them through. Whoever has it knows that an
+//! agent's file is stale, whatever runs under its process id by now: ids repeat after a boot, and a
+//! server of the same user may have the one that the agent had. (No server writes port 0.)
+//!
+//! `walferry.lock` also says whether the store was stopped cleanly, durably before the first page is
+//! changed. There is no shared memory line: a server that takes over must not look for ours.
 //!
 //! Rules: `CreateLockFile` in `src/backend/utils/init/miscinit.c`,
 //! `src/include/utils/pidfile.h`.
@@ -31,6 +34,9 @@ const RUNNING: &str = "running\n";
 const STOPPED: &str = "stopped\n";
 
 const PID_NAME: &str = "postmaster.pid";
+/// Counted from 0.
+const PORT_LINE: usize = 3;
+const NO_PORT: &str = "0";
 const LOCK_NAME: &str = "walferry.lock";
 
 /// The right to change the store. Dropped without [`release`](Self::release), it leaves the files
@@ -56,10 +62,12 @@ impl StoreLock {
         // From here on there is no other agent: a pid file that exists is a server's, or stale.
         let pid_file_was_there = match read_pid(layout, &pid_path)? {
             PidFile::Missing => false,
-            PidFile::Pid(pid) if is_somebody_else(pid) => {
+            PidFile::Server(pid) if is_somebody_else(pid) => {
                 return Err(LockError::Server { pid, directory: layout.root().to_owned() });
             }
-            PidFile::Pid(_) | PidFile::Unreadable => layout.remove_file(&pid_path)?,
+            PidFile::Server(_) | PidFile::Agent(_) | PidFile::Unreadable => {
+                layout.remove_file(&pid_path)?
+            }
         };
         let lock = Self {
             layout: layout.clone(),
@@ -99,7 +107,7 @@ impl StoreLock {
         let start_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let pid = std::process::id();
         let root = self.layout.root();
-        let contents = format!("{pid}\n{}\n{start_time}\n0\n\n", root.display());
+        let contents = format!("{pid}\n{}\n{start_time}\n{NO_PORT}\n\n", root.display());
         match self.layout.create_new(&self.pid_path) {
             Ok(file) => {
                 file.write_at(0, contents.as_bytes())?;
@@ -108,7 +116,9 @@ impl StoreLock {
             // A server was started between our look and our own file.
             Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
                 match read_pid(&self.layout, &self.pid_path)? {
-                    PidFile::Pid(pid) => Err(LockError::Server { pid, directory: root.to_owned() }),
+                    PidFile::Server(pid) => {
+                        Err(LockError::Server { pid, directory: root.to_owned() })
+                    }
                     _ => Err(error.into()),
                 }
             }
@@ -159,7 +169,7 @@ impl AtRest {
             return Err(somebody_has(&self.layout)?);
         }
         match read_pid(&self.layout, &self.layout.at(PID_NAME))? {
-            PidFile::Pid(pid) if is_somebody_else(pid) => {
+            PidFile::Server(pid) if is_somebody_else(pid) => {
                 Err(LockError::Server { pid, directory: self.layout.root().to_owned() })
             }
             _ => Ok(()),
@@ -176,7 +186,7 @@ fn is_clean(state: &[u8]) -> bool {
 /// Another agent has the store, or another part of this one.
 fn somebody_has(layout: &Layout) -> Result<LockError, FileError> {
     let pid = match read_pid(layout, &layout.at(PID_NAME))? {
-        PidFile::Pid(pid) => Some(pid),
+        PidFile::Agent(pid) | PidFile::Server(pid) => Some(pid),
         PidFile::Missing | PidFile::Unreadable => None,
     };
     Ok(LockError::Agent { pid, directory: layout.root().to_owned() })
@@ -200,7 +210,9 @@ fn take_flock(layout: &Layout, path: &Path) -> Result<Box<dyn DiskFile>, LockErr
 enum PidFile {
     Missing,
     Unreadable,
-    Pid(u32),
+    /// As [`StoreLock`] writes it.
+    Agent(u32),
+    Server(u32),
 }
 
 /// Reads the process id. A server run on its own (`--single`) writes it as a negative number.
@@ -208,8 +220,10 @@ fn read_pid(layout: &Layout, path: &Path) -> Result<PidFile, FileError> {
     let Some(contents) = layout.read(path)? else { return Ok(PidFile::Missing) };
     let text = String::from_utf8_lossy(&contents);
     let pid = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
+    let is_agents = text.lines().nth(PORT_LINE) == Some(NO_PORT);
     Ok(match pid {
-        Some(pid) if pid != 0 => PidFile::Pid(pid.unsigned_abs()),
+        Some(pid) if pid > 0 && is_agents => PidFile::Agent(pid.unsigned_abs()),
+        Some(pid) if pid != 0 => PidFile::Server(pid.unsigned_abs()),
         _ => PidFile::Unreadable,
     })
 }
@@ -283,6 +297,22 @@ mod tests {
         assert!(lock.after_unclean_stop);
         lock.release().unwrap();
         assert!(!pid_path.exists());
+    }
+
+    #[test]
+    fn an_agents_file_is_stale_whoever_has_its_process_id_by_now() {
+        let directory = tempfile::tempdir().unwrap();
+        let pid_path = directory.path().join("postmaster.pid");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let file = |port| format!("{}\n/store\n1700000000\n{port}\n\n", child.id());
+        std::fs::write(&pid_path, file(5432)).unwrap();
+        let servers = StoreLock::take(&layout(&directory));
+        std::fs::write(&pid_path, file(0)).unwrap();
+        let agents = StoreLock::take(&layout(&directory));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(servers, Err(LockError::Server { .. })), "{servers:?}");
+        assert!(agents.unwrap().after_unclean_stop);
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl GapFiller {
                 child.kill()?;
                 return child.wait();
             }
+            self.node.hearts.excuse(STAGE); // it is the command that takes its time
             std::thread::sleep(POLL);
         }
     }
