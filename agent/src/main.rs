@@ -18,8 +18,10 @@
 mod clock;
 mod config;
 mod control;
+mod identity;
 mod metrics;
 mod node;
+mod peer;
 mod positions;
 mod server;
 mod service;

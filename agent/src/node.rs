@@ -1,6 +1,5 @@
 //! One node: one source, one archive, its readers. The only file that starts stages.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -9,11 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
 use walferry_wire::{LagClock, NodeName};
-use walfmt::control::ClusterState;
-use walfmt::{Lsn, SegmentSize, Timeline, Version};
+use walfmt::{Lsn, Timeline};
 
 use crate::config::{Config, Source};
 use crate::control;
+use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::positions::{Position, Positions};
 use crate::service;
@@ -31,15 +30,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long systemd may take to hear that the node stops.
 const TELL_LIMIT: Duration = Duration::from_secs(1);
-
-/// Whose WAL a node has.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
-    pub(crate) system_identifier: u64,
-    pub(crate) timeline: Timeline,
-    pub(crate) segment_size: SegmentSize,
-    pub(crate) version: &'static Version,
-}
 
 /// How far a node is behind its source.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +57,8 @@ pub(crate) struct Node {
     files: Arc<dyn Files>,
     identity: OnceLock<Identity>,
     archive: OnceLock<Archive>,
+    /// Where an archive begins that holds nothing yet, on a node without a store.
+    archive_begin: OnceLock<Lsn>,
     lag_clock: Mutex<LagClock>,
     /// `server_version_num`, once known.
     server_version: AtomicU32,
@@ -97,6 +89,7 @@ impl Node {
             files: Arc::new(OsFiles),
             identity: OnceLock::new(),
             archive: OnceLock::new(),
+            archive_begin: OnceLock::new(),
             lag_clock: Mutex::new(LagClock::new(Instant::now(), HEARD_FRESH)),
             server_version: AtomicU32::new(0),
             shipping_forbidden: Mutex::new(None),
@@ -159,6 +152,17 @@ impl Node {
             identity.segment_size,
         )?;
         Ok(self.archive.get_or_init(|| archive).clone())
+    }
+
+    /// Where an archive that holds nothing yet is to begin, if a peer has told.
+    pub(crate) fn archive_begin(&self) -> Option<Lsn> {
+        self.archive_begin.get().copied()
+    }
+
+    /// An archive that holds nothing yet begins here. It is said before the archive is opened.
+    pub(crate) fn begin_archive_at(&self, lsn: Lsn) {
+        // Whoever came first has told it.
+        let _ = self.archive_begin.set(lsn);
     }
 
     /// Opens the archive for writing; cuts off what a crash left unfinished. An empty one will
@@ -339,8 +343,14 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
             threads.push(spawn("tail", node, move |node| stage::tail::run(node, &directory))?);
         }
         Source::Receive(peers) => {
-            if let Some(store) = &config.store {
-                identify_by_store(node, &store.data_directory)?;
+            match &config.store {
+                Some(store) => identity::by_store(node, &store.data_directory)?,
+                // One that has no WAL yet takes that of its peers.
+                None => {
+                    if let Some(identity) = Identity::of_archive(&config.archive.directory)? {
+                        node.open_archive(identity)?;
+                    }
+                }
             }
             let inbox = stage::receive::Inbox::new();
             let outlet = inbox.outlet();
@@ -363,36 +373,6 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
     tokio::spawn(control::serve(Arc::clone(node), control));
     tracing::info!(node = config.node.name, "running");
     Ok(threads)
-}
-
-/// A follower's store says whose WAL it wants.
-pub(crate) fn identify_by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble> {
-    let control = stage::tail::read_control_file(node.files().as_ref(), data_directory).map_err(
-        |trouble| {
-            if data_directory.join("global/pg_control").exists() {
-                return trouble; // a disk that fails: to be tried again
-            }
-            Trouble::misuse(format_args!("[store] {trouble}"))
-                .with_hint("make the store with `walferry bootstrap --from <base backup>`")
-        },
-    )?;
-    if control.state != ClusterState::IN_ARCHIVE_RECOVERY {
-        // It ends the agent, and is not tried again. The archive would go on with what an old leader
-        // writes that comes back, beside the history that the promoted server has chosen.
-        return Err(Trouble::misuse(format_args!(
-            "[store] {} is a server's: its pg_control is in state {}, not in archive recovery",
-            data_directory.display(),
-            control.state.0
-        ))
-        .with_hint("after a promotion it stays so; for a follower, bootstrap another one"));
-    }
-    node.open_archive(Identity {
-        system_identifier: control.system_identifier,
-        timeline: control.check_point_copy.this_timeline,
-        segment_size: control.segment_size,
-        version: control.version,
-    })?;
-    Ok(())
 }
 
 fn spawn(

@@ -19,7 +19,7 @@ use walferry_wire::{
     Identity, LeaderPositions, Limits, Now, PlainText, Sender, SenderConfig, SenderEvent, Stamp,
 };
 use walfmt::control::ControlFile;
-use walfmt::{SegmentSize, Timeline};
+use walfmt::{Lsn, SegmentSize, Timeline};
 
 /// What a check found beside what is as it should be: words and remedy by name.
 type Found = BTreeMap<String, (String, String)>;
@@ -507,7 +507,7 @@ fn leader_ahead(seconds: i64) -> Result<(String, thread::JoinHandle<Result<()>>)
             ensure!(read > 0, "nothing was asked");
             sender.handle_bytes(now()?, &buffer[..read])?;
             if let Some(SenderEvent::Probed(_)) = sender.poll_event() {
-                sender.answer_probe(now()?, true, true)?;
+                sender.answer_probe(now()?, true, true, Lsn::INVALID)?;
             }
             while let Some(bytes) = sender.poll_transmit() {
                 stream.write_all(&bytes)?;

@@ -13,12 +13,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use walferry_archive::{Archive, ArchiveError, ArchiveReader, ArchiveWriter};
 use walferry_wire::{
-    Backoff, Chunk, FollowerPositions, Hello, Limits, PlainText, Receiver, ReceiverConfig,
-    ReceiverEvent, RefusalCode, Refused, Resume,
+    Backoff, Chunk, FollowerPositions, Hello, Limits, PlainText, ProbeAnswer, Receiver,
+    ReceiverConfig, ReceiverEvent, RefusalCode, Refused, Resume,
 };
 use walfmt::{Lsn, RawRecord, RecordStream, SegmentNumber, Step, Stop, StreamStart};
 
+use crate::identity::Identity;
 use crate::node::Node;
+use crate::peer;
 use crate::positions::Position;
 use crate::stage::State;
 use crate::stage::heart::Heart;
@@ -32,6 +34,8 @@ const QUEUE_CHUNKS: usize = 256;
 const READ_BYTES: usize = 256 << 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often a node without WAL looks whether a peer has told whose it will have.
+const IDENTITY_PAUSE: Duration = Duration::from_millis(50);
 /// A peer that no longer has our WAL may get it back from elsewhere; it is asked again this often.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
@@ -106,6 +110,14 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
             continue;
         }
         let Some(peer) = peers.next() else { return };
+        if node.identity().is_none()
+            && let Err(trouble) = identify(&node, peer).await
+        {
+            heart.rest();
+            node.stages.fail(STAGE, State::Retrying, &trouble);
+            node.pause(backoff.next_delay(rand::random())).await;
+            continue;
+        }
         node.metrics.count_reconnect();
         let begun = Instant::now();
         let durable = node.positions.get(Position::Durable);
@@ -136,6 +148,27 @@ pub(crate) async fn run(node: Arc<Node>, peers: Vec<String>, outlet: Outlet) {
         heart.rest();
         node.pause(pause).await;
     }
+}
+
+/// A node that has no WAL yet and no store takes that of the peer, from where the peer's archive
+/// begins.
+async fn identify(node: &Arc<Node>, peer: &str) -> Result<(), Trouble> {
+    let standing = match peer::probe(node.tls.as_ref(), peer, node.name()).await?.answer {
+        ProbeAnswer::Standing(standing) => standing,
+        ProbeAnswer::Refused(refused) => {
+            let words = format_args!("peer {peer} refused this node: {}", refused.text);
+            return Err(Trouble::new(Kind::Refused, words));
+        }
+    };
+    let identity = Identity::of_standing(&standing)?.filter(|_| standing.first.is_valid());
+    let Some(identity) = identity else {
+        let words = format_args!("peer {peer} does not know yet whose WAL it has");
+        return Err(Trouble::new(Kind::NotThere, words).with_hint("it is asked again"));
+    };
+    node.begin_archive_at(standing.first);
+    let node = Arc::clone(node);
+    let opened = tokio::task::spawn_blocking(move || node.open_archive(identity).map(drop));
+    opened.await.map_err(|error| Trouble::io("opening the archive", error))?
 }
 
 /// Whether a peer answers, as a leader does: for a promotion, which must know that it does not.
@@ -311,6 +344,11 @@ pub(crate) fn write(node: &Arc<Node>, inbox: Inbox) {
     let heart = node.hearts.start("receive, archive", &[STAGE]);
     let mut connection = 0;
     while !node.stopping() && !parcels.is_closed() {
+        if node.identity().is_none() && node.config.store.is_none() {
+            heart.rest(); // the connection finds out whose WAL this will be
+            node.sleep(IDENTITY_PAUSE);
+            continue;
+        }
         heart.beat();
         let kept = Keeper::open(node)
             .map_err(KeepError::Archive)
@@ -358,12 +396,17 @@ impl<'a> Keeper<'a> {
         };
         let archive = node.archive().ok_or_else(not_there)?.clone();
         let identity = node.identity().ok_or_else(not_there)?;
-        if archive.last_segment(identity.timeline)?.is_none() {
+        let begin = node.archive_begin().filter(|_| node.config.store.is_none());
+        let is_empty = archive.last_segment(identity.timeline)?.is_none();
+        if is_empty && begin.is_none() {
             return Err(Trouble::misuse("the archive is empty, and the store needs its WAL")
                 .with_hint("bootstrap the store again: `walferry bootstrap` fills the archive"));
         }
-        let mut writer = node.open_writer(&archive, Lsn::INVALID)?;
-        let chain = Chain::of_archive(&archive, &mut writer)?;
+        let mut writer = node.open_writer(&archive, begin.unwrap_or_default())?;
+        let chain = match begin.filter(|_| is_empty) {
+            Some(begin) => Chain::new(&archive, begin),
+            None => Chain::of_archive(&archive, &mut writer)?,
+        };
         let durable = writer.sync()?;
         node.positions.advance(Position::Received, durable);
         node.positions.advance(Position::Durable, durable);

@@ -14,7 +14,8 @@ use walferry_store::{Store, StoreConfig};
 use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart};
 
 use crate::control::Promotion;
-use crate::node::{Identity, Node};
+use crate::identity::Identity;
+use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::heart::Heart;
 use crate::stage::replay::ahead::ReadAhead;

@@ -186,9 +186,10 @@ async fn exchange(
                         continue;
                     }
                     let tls = node.tls.as_ref();
-                    let may = |role| connection.objection(tls, &probe.node, role).is_none();
-                    let (follow, bootstrap) = (may(Role::Follower), may(Role::Bootstrap));
-                    sender.answer_probe(clock::now(), follow, bootstrap)?;
+                    let [follow, bootstrap] = [Role::Follower, Role::Bootstrap]
+                        .map(|role| connection.objection(tls, &probe.node, role).is_none());
+                    let first = archive_begin(node).await;
+                    sender.answer_probe(clock::now(), follow, bootstrap, first)?;
                 }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),
@@ -268,6 +269,18 @@ fn leader_positions(node: &Node) -> LeaderPositions {
         appended,
         server_flush: node.positions.get(Position::ServerFlush),
     }
+}
+
+/// Where the archive begins; invalid if that is not known.
+async fn archive_begin(node: &Arc<Node>) -> Lsn {
+    let node = Arc::clone(node);
+    let looked = tokio::task::spawn_blocking(move || {
+        let (archive, identity) = (node.archive()?, node.identity()?);
+        let size = identity.segment_size;
+        let first = archive.extent(identity.timeline).ok()??.first;
+        Some(size.start_of(first.number(size)?))
+    });
+    looked.await.ok().flatten().unwrap_or_default()
 }
 
 /// Up to where this node's archive may be read: on a source node what is in `pg_wal` durably, on

@@ -30,7 +30,8 @@ use walfmt::{
 };
 
 use self::gap::GapFiller;
-use crate::node::{Identity, Node};
+use crate::identity::Identity;
+use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::State;
 use crate::stage::heart::Heart;

@@ -31,7 +31,8 @@ use walfmt::rmgr::xlog::{Change, CheckPoint};
 use walfmt::{Lsn, Record, RecordStream, SegmentName, Step, StreamStart};
 
 use crate::config::{Config, Source};
-use crate::node::{Identity, Node, wait_for_signal};
+use crate::identity::Identity;
+use crate::node::{Node, wait_for_signal};
 use crate::positions::Position;
 use crate::stage::tail::{WalTail, read_control_file};
 use crate::stage::{State, receive};

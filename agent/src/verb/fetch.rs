@@ -16,6 +16,7 @@ use walferry_archive::{Archive, ArchiveError, OsFiles};
 use walfmt::WalFileName;
 
 use crate::config::Config;
+use crate::identity::Identity;
 use crate::stage::tail::read_control_file;
 use crate::trouble::{Kind, Trouble};
 
@@ -39,21 +40,30 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
 fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
     let config = Config::load(config)?;
     let name: WalFileName = arguments.name.parse().map_err(Trouble::misuse)?;
+    let root = &config.archive.directory;
     let data_directory = match (&config.store, &config.source.data_directory) {
-        (Some(store), _) => &store.data_directory,
-        (None, Some(directory)) => directory,
-        (None, None) => {
-            return Err(Trouble::misuse("neither [store] nor [source] names a cluster"));
+        (Some(store), _) => Some(&store.data_directory),
+        (None, Some(directory)) => Some(directory),
+        (None, None) => None,
+    };
+    let (system_identifier, segment_size) = match data_directory {
+        Some(directory) => {
+            let control = read_control_file(&OsFiles, directory)?;
+            (control.system_identifier, control.segment_size)
+        }
+        // A node that keeps WAL, and nothing else.
+        None => {
+            let identity = Identity::of_archive(root)?.ok_or_else(|| {
+                Trouble::misuse(format_args!("there is no WAL in {}", root.display()))
+            })?;
+            (identity.system_identifier, identity.segment_size)
         }
     };
-    let control = read_control_file(&OsFiles, data_directory)?;
-    let root = &config.archive.directory;
-    let directory = root.join(control.system_identifier.to_string());
+    let directory = root.join(system_identifier.to_string());
     if !directory.is_dir() {
         return Err(Trouble::misuse(format_args!("{} is not an archive", directory.display())));
     }
-    let archive =
-        Archive::open(Arc::new(OsFiles), root, control.system_identifier, control.segment_size)?;
+    let archive = Archive::open(Arc::new(OsFiles), root, system_identifier, segment_size)?;
     let not_there = || Trouble::new(Kind::NotThere, format_args!("{name} is not in the archive"));
     let bytes = match name {
         WalFileName::Segment(segment) => match archive.read_segment(segment) {
@@ -61,13 +71,13 @@ fn fetch(config: &Path, arguments: &Arguments) -> Result<(), Trouble> {
                 if wal.is_empty() {
                     return Err(not_there());
                 }
-                let size = usize::try_from(control.segment_size.bytes()).unwrap_or(usize::MAX);
+                let size = usize::try_from(segment_size.bytes()).unwrap_or(usize::MAX);
                 wal.resize(size, 0);
                 wal
             }
             // Silence is the end of WAL for a server. It is that only after the last segment.
             Err(ArchiveError::NotArchived { .. }) => {
-                let size = control.segment_size;
+                let size = segment_size;
                 let last = archive.last_segment(segment.timeline)?;
                 let is_end = last.is_some_and(|last| segment.number(size) > last.number(size));
                 let words = format_args!("{segment} is missing in {}", directory.display());

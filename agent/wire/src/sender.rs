@@ -354,13 +354,14 @@ impl Sender {
         Ok(())
     }
 
-    /// Answers [`SenderEvent::Probed`], and closes the connection: what the node may ask for is the
-    /// caller's to say, the rest is known here.
+    /// Answers [`SenderEvent::Probed`], and closes the connection: what the node may ask for, and
+    /// where the archive begins, is the caller's to say, the rest is known here.
     pub fn answer_probe(
         &mut self,
         now: Now,
         may_follow: bool,
         may_bootstrap: bool,
+        first: Lsn,
     ) -> Result<(), Misuse> {
         if !matches!(self.state, State::Probed) {
             return Err(Misuse::State { call: "answer_probe", state: self.state.name() });
@@ -373,7 +374,9 @@ impl Sender {
             system_identifier: identity.system_identifier,
             timeline: identity.timeline,
             segment_size: identity.segment_size,
+            server_major: identity.server_major,
             server_version_num: identity.server_version_num,
+            first,
             may_follow,
             may_bootstrap,
         };

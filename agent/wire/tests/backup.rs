@@ -183,8 +183,8 @@ fn a_probe_is_answered_once() {
     };
     let (mut leader, mut prober) = ask();
     assert!(leader.send_backup(now(begun), BackupPart::Ended(end())).is_err(), "not asked for");
-    leader.answer_probe(now(begun), true, false).expect("was asked");
-    assert!(leader.answer_probe(now(begun), true, false).is_err(), "once");
+    leader.answer_probe(now(begun), true, false, Lsn(0x300_0000)).expect("was asked");
+    assert!(leader.answer_probe(now(begun), true, false, Lsn(0x300_0000)).is_err(), "once");
     assert!(leader.is_closed());
     while let Some(bytes) = leader.poll_transmit() {
         prober.handle_bytes(&bytes).expect("fair");

@@ -138,12 +138,12 @@ prop_compose! {
     fn standing()(
         node in node(), agent_version in text(), stamp in any::<i64>(),
         system_identifier in any::<u64>(), timeline in timeline(), segment_size in segment_size(),
-        server_version_num in any::<u32>(), may_follow in any::<bool>(),
-        may_bootstrap in any::<bool>(),
+        server_major in any::<u16>(), server_version_num in any::<u32>(), first in lsn(),
+        may_follow in any::<bool>(), may_bootstrap in any::<bool>(),
     ) -> Standing {
         Standing {
             node, agent_version, stamp: Stamp(stamp), system_identifier, timeline, segment_size,
-            server_version_num, may_follow, may_bootstrap,
+            server_major, server_version_num, first, may_follow, may_bootstrap,
         }
     }
 }

@@ -13,7 +13,8 @@ use std::time::Duration;
 use walfmt::SegmentName;
 use walfmt::wal_page::{LONG_HEADER_SIZE, WalPageHeader};
 
-use crate::node::{Identity, Node};
+use crate::identity::Identity;
+use crate::node::Node;
 use crate::stage::State;
 use crate::stage::tail::STAGE;
 

@@ -21,7 +21,8 @@ use walfmt::Version;
 
 use super::copy::Copy;
 use super::unpack::Unpacker;
-use crate::node::{Identity, Node};
+use crate::identity::Identity;
+use crate::node::Node;
 use crate::tls::{self, Tls};
 use crate::trouble::{Kind, Trouble};
 

@@ -3,17 +3,18 @@
 //! ```text
 //!   Probe     greeting | node text | agent_version text
 //!   Standing  greeting | node text | agent_version text | stamp i64 | system_identifier u64
-//!             | timeline u32 | segment_size u32 | server_version_num u32 | may u8
+//!             | timeline u32 | segment_size u32 | server_major u16 | server_version_num u32
+//!             | first u64 | may u8
 //!
 //!   may  1: have WAL, 2: have a base backup, 3: both
 //! ```
 
 use bytes::{BufMut, BytesMut};
 use walfmt::cursor::Cursor;
-use walfmt::{SegmentSize, Timeline};
+use walfmt::{Lsn, SegmentSize, Timeline};
 
 use super::{
-    Greeting, InvalidField, node_name, plain_text, put_segment_size, put_text, segment_size,
+    Greeting, InvalidField, lsn, node_name, plain_text, put_segment_size, put_text, segment_size,
     timeline,
 };
 use crate::decoder::DecodeError;
@@ -44,8 +45,12 @@ pub struct Standing {
     pub timeline: Timeline,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
+    /// The server's major version; 0 if unknown.
+    pub server_major: u16,
     /// The server's `server_version_num`; 0 if unknown.
     pub server_version_num: u32,
+    /// Where the leader's archive begins; invalid if it has none yet.
+    pub first: Lsn,
     /// Whether the node may have WAL.
     pub may_follow: bool,
     /// Whether the node may have a base backup.
@@ -74,7 +79,9 @@ impl Standing {
         out.put_u64_le(self.system_identifier);
         out.put_u32_le(self.timeline.0);
         put_segment_size(out, self.segment_size);
+        out.put_u16_le(self.server_major);
         out.put_u32_le(self.server_version_num);
+        out.put_u64_le(self.first.0);
         out.put_u8(u8::from(self.may_follow) | u8::from(self.may_bootstrap) << 1);
     }
 
@@ -87,7 +94,9 @@ impl Standing {
             system_identifier: cursor.u64("system_identifier")?,
             timeline: timeline(cursor)?,
             segment_size: segment_size(cursor)?,
+            server_major: cursor.u16("server_major")?,
             server_version_num: cursor.u32("server_version_num")?,
+            first: lsn(cursor, "first")?,
             may_follow: false,
             may_bootstrap: false,
         };
