@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Speed as a ratio to PostgreSQL, measured in the same run. The one thing to measure so far is
+# Speed as a ratio to PostgreSQL, measured in the same run; prints RATIO lines.
 #
-#   integration/bench.sh replay        about ten minutes; prints RATIO lines
+#   integration/bench.sh replay        redo of a base backup's WAL; about ten minutes
+#   integration/bench.sh ship          catch-up, latency, what it costs the leader; about six minutes
 #
 # More arguments go to the bench program (integration/bench.sh replay --help lists them).
 set -euo pipefail

@@ -404,11 +404,7 @@ await "db2 replays up to $end" 60 follower_has "$end"
 pull_the_plug db1
 say "db1 is gone for good; its last durable position was $end"
 
-# Debian keeps these elsewhere than in the data directory, so the base backup has none.
-printf '%s\n' "unix_socket_directories = '/run/postgresql'" "max_wal_size = 256MB" \
-    >"$folder/db2/var/lib/walferry/store/postgresql.conf"
-echo "local all all trust" >"$folder/db2/var/lib/walferry/store/pg_hba.conf"
-within db2 chown postgres:postgres /var/lib/walferry/store/postgresql.conf /var/lib/walferry/store/pg_hba.conf
+# Debian keeps postgresql.conf elsewhere than in the data directory: bootstrap has written one.
 within db2 install -d -o postgres -g postgres /run/postgresql
 as_postgres db2 walferry promote --leader-is-dead >"$folder/promote.log" 2>&1 || {
     cat "$folder/promote.log" >&2

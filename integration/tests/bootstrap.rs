@@ -149,6 +149,54 @@ fn a_base_backup_becomes_a_store() -> Result<()> {
     Ok(())
 }
 
+/// A cluster whose configuration lies elsewhere, as Debian's: the store gets the least that a server
+/// needs, with what recovery demands, and is promoted with it.
+#[test]
+fn a_backup_without_configuration_can_be_promoted() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let settings =
+        ["max_connections = 137", "max_prepared_transactions = 21", "wal_keep_size = 1GB"];
+    let options = ClusterOptions {
+        settings: settings.map(str::to_owned).to_vec(),
+        ..ClusterOptions::default()
+    };
+    let leader = Cluster::start_new(&scratch, "leader", &options)?;
+    leader.pgbench_init(1, &[])?;
+    let mut leader_agent = Agent::new(&scratch, AgentConfig::leader("leader1", &leader)?)?;
+    leader_agent.start()?;
+    let backup = scratch.path().join("backup");
+    leader.base_backup(&backup, BackupWal::Stream)?;
+    // The control: with a configuration of its own nothing is written.
+    let with = Agent::new(&scratch, AgentConfig::follower("with", &scratch, &leader_agent)?)?;
+    let said = with.bootstrap(&backup)?;
+    assert!(!said.contains("postgresql.conf"), "{said}");
+    let name = "postgresql.conf";
+    assert_eq!(fs::read(backup.join(name))?, fs::read(store_of(&with)?.join(name))?);
+
+    for name in [name, "pg_hba.conf", "pg_ident.conf"] {
+        fs::remove_file(backup.join(name))?;
+    }
+    let mut follower =
+        Agent::new(&scratch, AgentConfig::follower("without", &scratch, &leader_agent)?)?;
+    let said = follower.bootstrap(&backup)?;
+    println!("{said}");
+    assert!(said.contains("the backup has no postgresql.conf"), "{said}");
+    let written = fs::read_to_string(store_of(&follower)?.join(name))?;
+    for line in ["max_connections = 137\n", "max_prepared_transactions = 21\n"] {
+        assert!(written.contains(line), "{written}");
+    }
+    follower.start()?;
+    let end = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
+    follower.wait_for_position("replayed", end, PATIENCE)?;
+    let promoted = follower.promote("promoted", &["--leader-is-dead"])?;
+    // Whoever runs the server may connect as the role of the same name, and that is all.
+    let rows = promoted.sql("select count(*) from pgbench_accounts");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(rows?, "100000");
+    }
+    Ok(())
+}
+
 /// What `bootstrap` says when it is done.
 #[derive(Debug)]
 struct Facts {

@@ -12,6 +12,7 @@
 //! Tablespaces go to a directory beside the store, see `copy`. Nothing is there under the store's
 //! name before all of it is: an interrupted bootstrap is simply run again. The backup is only read.
 
+mod configuration;
 mod copy;
 mod network;
 mod unpack;
@@ -144,10 +145,13 @@ fn finish(
     let prepared = collect(node, archive, identity, label).and_then(|facts| {
         Store::prepare(copy.part(), &facts.check_point, label.check_point, label)
             .map_err(|error| Trouble::new(Kind::Unsupported, error))?;
-        Ok(facts)
+        let control = read_control_file(&OsFiles, copy.part())?;
+        let is_new = configuration::write_missing(copy.part(), &control)
+            .map_err(|error| Trouble::io(copy.part().display(), error))?;
+        Ok((facts, is_new))
     });
-    let facts = match prepared {
-        Ok(facts) => facts,
+    let (facts, has_new_configuration) = match prepared {
+        Ok(prepared) => prepared,
         Err(trouble) => {
             copy.discard();
             return Err(trouble);
@@ -161,6 +165,12 @@ fn finish(
         facts.backup_end,
         facts.archive_end
     );
+    if has_new_configuration {
+        println!(
+            "the backup has no postgresql.conf: the least one and a pg_hba.conf for this machine's \
+             users were written; put the leader's settings there before a promotion needs them"
+        );
+    }
     Ok(())
 }
 

@@ -89,9 +89,8 @@ fn check_server(store: &StoreSection) -> Result<(), Trouble> {
         if !path.exists() {
             return Err(Trouble::misuse(format_args!("{} is not there", path.display()))
                 .with_hint(
-                    "[store] bin_directory must hold the server's programs; a cluster whose \
-                     configuration lies elsewhere (as Debian's) needs a postgresql.conf and \
-                     pg_hba.conf in the store before it can be promoted",
+                    "[store] bin_directory must hold the server's programs, the store a \
+                     postgresql.conf and a pg_hba.conf",
                 ));
         }
     }

@@ -1,6 +1,6 @@
 //! Speed, as a ratio to PostgreSQL on the same machine, in the same run, on the same WAL.
 //!
-//! `integration/bench.sh replay` builds and runs it. For each workload a server writes WAL once. Then
+//! `integration/bench.sh ship` is in `ship.rs`. `integration/bench.sh replay` builds and runs it. For each workload a server writes WAL once. Then
 //! PostgreSQL and walferry replay it in turn, from copies of one base backup:
 //!
 //! ```text
@@ -14,6 +14,9 @@
 //! in the page cache: they were copied and synced right before. PostgreSQL is a server in archive
 //! recovery with `hot_standby = off`, all else is as installed.
 #![forbid(unsafe_code)]
+
+mod mixed;
+mod ship;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,8 @@ struct Arguments {
 enum What {
     /// Replay of a base backup's WAL.
     Replay(ReplayArguments),
+    /// From the leader to a follower's disk.
+    Ship(ship::ShipArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,8 +87,11 @@ struct ReplayArguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { what: What::Replay(arguments) } = Arguments::parse();
-    match replay(&arguments) {
+    let done = match Arguments::parse().what {
+        What::Replay(arguments) => replay(&arguments),
+        What::Ship(arguments) => ship::ship(&arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:?}");
@@ -179,31 +187,8 @@ const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "mixed",
         is_compared: true,
-        prepare: |leader, arguments| {
-            leader
-                .sql(&MIXED_TABLES.replace("ROWS", &(arguments.scale * 30_000).to_string()))
-                .map(drop)
-        },
-        run: |scratch, leader, arguments| {
-            let rows = (arguments.scale * 30_000).to_string();
-            let script = scratch.file("mixed.sql", MIXED.replace("ROWS", &rows))?;
-            let script = script.to_str().context("a UTF-8 path")?;
-            let transactions = (arguments.scale * 400).to_string();
-            let load = [
-                "-n",
-                "-M",
-                "prepared",
-                "-c",
-                "8",
-                "--max-tries",
-                "10",
-                "-t",
-                &transactions,
-                "-f",
-                script,
-            ];
-            leader.pgbench_run(&load).map(drop)
-        },
+        prepare: |leader, arguments| mixed::prepare(leader, arguments.scale),
+        run: |scratch, leader, arguments| mixed::run(scratch, leader, arguments.scale),
     },
     Workload {
         name: "checkpoints",
@@ -238,30 +223,6 @@ insert into loaded select i, md5(i::text) from generate_series(1, ROWS / 3) i;
 vacuum plain;
 create table copied as select * from plain;
 create index on copied (amount, at);
-";
-
-/// Wide rows with three indexes.
-const MIXED_TABLES: &str = "
-create table items (id bigint primary key, owner int, state text, score int, body text);
-insert into items select i, i % 5000, 'new', i % 1000, repeat(md5(i::text), 5) from generate_series(1, ROWS) i;
-create index on items (owner);
-create index on items (score);
-create sequence fresh start 100000000 cache 1000;
-";
-
-/// Updates that stay on their page and such that do not, inserts, deletes, locks.
-const MIXED: &str = r"
-\set id random(1, ROWS)
-\set other random(1, ROWS)
-\set score random(1, 1000)
-\set fresh random(100000000, 9000000000000)
-begin;
-update items set state = 'seen' where id = :id;
-update items set score = :score where id = :other;
-insert into items values (:fresh, :score, 'fresh', :score, repeat(md5(:fresh::text), 5)) on conflict do nothing;
-delete from items where id = (select id from items where owner = :score limit 1);
-select 1 from items where id = :id for update;
-end;
 ";
 
 /// A base backup that is a store, and the WAL that follows, as segments and as an archive.
