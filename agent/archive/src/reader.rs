@@ -1,5 +1,7 @@
 //! Reading WAL from the archive, from any position, while it is being written.
 
+use std::collections::VecDeque;
+
 use walfmt::{Lsn, SegmentName, SegmentNumber, Timeline};
 
 use crate::archive::{Archive, CELL_BYTES, cell_end, corrupt};
@@ -46,6 +48,10 @@ pub struct ArchiveReader {
     handed_out: bool,
     /// See [`ArchiveReader::for_records`].
     for_records: bool,
+    /// See [`ArchiveReader::for_copies`].
+    for_copies: bool,
+    /// How long the frames are that are left of a segment that is copied.
+    frames: VecDeque<usize>,
 }
 
 /// WAL from the archive.
@@ -57,7 +63,7 @@ pub struct Chunk<'a> {
     pub start: Lsn,
     /// The position after the last byte; equal to `start` when a frame ends without more WAL.
     pub end: Lsn,
-    /// The WAL.
+    /// The WAL; empty where a reader [for copies](ArchiveReader::for_copies) has not decoded it.
     pub wal: &'a [u8],
     /// The whole blocks of the file that hold exactly this WAL, or nothing when the reader was
     /// opened in the middle of this frame (a copy of them would lack what they refer to) or
@@ -73,6 +79,8 @@ pub struct Chunk<'a> {
 struct Pending {
     start: Lsn,
     wal: Vec<u8>,
+    /// How much WAL there is beside `wal`, not decoded.
+    copied: u64,
     file_bytes: Vec<u8>,
     begins_frame: bool,
     ends_frame: bool,
@@ -116,6 +124,8 @@ impl ArchiveReader {
             ahead: None,
             handed_out: false,
             for_records: false,
+            for_copies: false,
+            frames: VecDeque::new(),
         })
     }
 
@@ -128,6 +138,15 @@ impl ArchiveReader {
         self.decoder.ignore_checksums();
         self.for_records = true;
         self.chunk.wal = Self::wal_buffer();
+        self
+    }
+
+    /// For a caller that only passes the file's bytes on. Of finished segments with one frame for each
+    /// cell, whole frames are handed out as they are: `wal` is empty then, and nothing is decoded.
+    /// Damage is for the receiver to find, who decodes and checks all of it.
+    #[must_use]
+    pub fn for_copies(mut self) -> Self {
+        self.for_copies = true;
         self
     }
 
@@ -150,6 +169,7 @@ impl ArchiveReader {
         (self.position, self.frame_start, self.begin) = (start, start, start);
         self.copyable = false;
         self.looked_again = None;
+        self.frames.clear();
         self.chunk.clear();
         self.ahead = None;
         self.handed_out = false;
@@ -176,6 +196,9 @@ impl ArchiveReader {
         }
         if let Some(ahead) = self.ahead.take_if(|ahead| ahead.end() <= bound) {
             self.chunk = ahead;
+        }
+        if self.for_copies && !self.chunk.any && self.ahead.is_none() {
+            self.copy_frame(bound)?;
         }
         while self.ahead.is_none() && !self.chunk.ends_frame && !self.is_full() {
             if !self.step(bound)? {
@@ -220,6 +243,71 @@ impl ArchiveReader {
             }
         }
         self.check_no_rest()
+    }
+
+    /// Takes the next frame as it is, if the whole segment can be copied like that.
+    fn copy_frame(&mut self, bound: Lsn) -> Result<()> {
+        if self.in_frame() || self.position < self.begin {
+            return Ok(());
+        }
+        let size = self.archive.segment_size();
+        let at_segment_end = self.position == size.end_of(self.segment);
+        if at_segment_end && !(self.position < bound && self.open_next()?) {
+            return Ok(());
+        }
+        if self.position == size.start_of(self.segment) && bound >= size.end_of(self.segment) {
+            self.frames = self.one_frame_for_each_cell()?.unwrap_or_default();
+        }
+        let (Some(&length), Some(pieces)) = (self.frames.front(), &mut self.pieces) else {
+            return Ok(());
+        };
+        let (offset, bytes) = (pieces.offset(), &mut self.chunk.file_bytes);
+        bytes.resize(length, 0);
+        if pieces.file().read_at(offset, bytes)? < length {
+            // Cut off since it was measured: the other way finds out why.
+            bytes.clear();
+            self.frames.clear();
+            return Ok(());
+        }
+        self.frames.pop_front();
+        pieces.restart(offset + length as u64);
+        (self.chunk.start, self.chunk.copied) = (self.position, CELL_BYTES);
+        (self.chunk.any, self.chunk.begins_frame, self.chunk.ends_frame) = (true, true, true);
+        self.copyable = true;
+        self.position = self.position.advance(CELL_BYTES);
+        Ok(())
+    }
+
+    /// How long the frames of this finished segment are, if there is one for each cell. A frame ends
+    /// with each cell, so there are more of them only if a writer was restarted in one.
+    fn one_frame_for_each_cell(&self) -> Result<Option<VecDeque<usize>>> {
+        let name = self.archive.name(self.timeline, self.segment);
+        let next = self.archive.name(self.timeline, self.segment.next());
+        if !self.archive.has(next)? {
+            return Ok(None);
+        }
+        let Some(file) = self.archive.open_segment(name)? else { return Ok(None) };
+        let mut pieces = Pieces::new(file, 0);
+        let (mut frames, mut begin) = (VecDeque::new(), 0);
+        loop {
+            match pieces.peek() {
+                Ok(Some((piece, _))) => {
+                    pieces.consume(piece);
+                    if piece.ends_frame {
+                        let length = usize::try_from(pieces.offset() - begin).unwrap_or(usize::MAX);
+                        frames.push_back(length);
+                        begin = pieces.offset();
+                    }
+                }
+                Ok(None) => break,
+                Err(PieceError::File(error)) => return Err(error.into()),
+                // The other way says what is wrong.
+                Err(PieceError::Fault(_)) => return Ok(None),
+            }
+        }
+        let cells = self.archive.segment_size().bytes() / CELL_BYTES;
+        let is_whole = !pieces.in_frame() && !pieces.has_rest()?;
+        Ok((is_whole && frames.len() as u64 == cells).then_some(frames))
     }
 
     /// Decodes one piece into the chunk; false if there is none, or none that may be handed out.
@@ -399,11 +487,12 @@ impl ArchiveReader {
 
 impl Pending {
     fn end(&self) -> Lsn {
-        self.start.advance(self.wal.len() as u64)
+        self.start.advance(self.wal.len() as u64 + self.copied)
     }
 
     fn clear(&mut self) {
         self.wal.clear();
+        self.copied = 0;
         self.file_bytes.clear();
         (self.any, self.begins_frame, self.ends_frame) = (false, false, false);
     }

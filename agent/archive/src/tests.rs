@@ -526,6 +526,75 @@ fn a_copy_from_a_frame_start_is_the_same_file() {
     }
 }
 
+/// From any position, of archives whose writers were restarted or not: what a reader for copies hands
+/// out is, received, the same WAL; and whole segments come frame by frame, not decoded.
+#[test]
+fn copies_need_no_decoding() {
+    let mut random = Random(21);
+    let (mut copied, mut decoded) = (0, 0);
+    for round in 0..40 {
+        let (_, source) = lossy(2);
+        let start = Lsn(2 * MB);
+        let wal = wal(round, 6 * MB + 5000);
+        let mut writer_a = writer(&source, start).expect("opened");
+        let mut at = 0;
+        while at < wal.len() {
+            let count = (1 + random.below(400_000)).min(wal.len() - at);
+            write(&mut writer_a, &wal[at..at + count], &mut random, 100_000);
+            at += count;
+            // A restart in the middle of a cell ends a frame there, in every other archive.
+            if round % 2 == 1 && random.below(6) == 0 {
+                drop(writer_a);
+                writer_a = writer(&source, start).expect("opened");
+            }
+        }
+        let end = start.advance(wal.len() as u64);
+        let skip = [0, MB, 2 * MB, 2 * MB + 77_777][random.below(4)];
+        let from = start.advance(skip);
+        let segment_start = size(2).start_of(size(2).segment_of(from));
+        let (_, copy) = lossy(2);
+        let mut writer_b = writer(&copy, segment_start).expect("opened");
+        let before = from.bytes_since(segment_start) as usize;
+        let skipped = segment_start.bytes_since(start) as usize;
+        writer_b.append(segment_start, &wal[skipped..skipped + before]).expect("appended");
+        writer_b.end_frame().expect("ended");
+        let reader = ArchiveReader::open(&source, TIMELINE, from).expect("opened");
+        let mut reader = reader.for_copies();
+        let mut received = wal[skipped..skipped + before].to_vec();
+        // The bound comes in two steps, the first of them anywhere.
+        for bound in [start.advance(random.below(wal.len()) as u64).max(from), end] {
+            while let Some(chunk) = reader.next(bound).expect("read") {
+                assert!(chunk.end <= bound && chunk.start == writer_b.content_end());
+                let length = received.len();
+                match chunk.file_bytes {
+                    Some(bytes) => {
+                        let got = writer_b
+                            .receive(chunk.start, chunk.begins_frame, bytes, &mut received)
+                            .expect("received");
+                        assert_eq!(got.end(), chunk.end);
+                        received_is_written_only_by_commit(got);
+                    }
+                    None => {
+                        writer_b.append(chunk.start, chunk.wal).expect("appended");
+                        received.extend_from_slice(chunk.wal);
+                        if chunk.ends_frame {
+                            writer_b.end_frame().expect("ended");
+                        }
+                    }
+                }
+                let is_copied = chunk.wal.is_empty() && chunk.end > chunk.start;
+                *(if is_copied { &mut copied } else { &mut decoded }) += received.len() - length;
+            }
+        }
+        writer_b.end_frame().expect("ended");
+        assert!(received == wal[skipped..], "round {round}");
+        let read = read(&copy, segment_start, end).expect("the copy is whole");
+        assert!(read == wal[skipped..], "round {round}");
+    }
+    println!("{copied} bytes of WAL were copied, {decoded} decoded");
+    assert!(copied > 20 << 20 && decoded > 20 << 20);
+}
+
 fn received_is_written_only_by_commit(received: crate::Received<'_>) -> Lsn {
     received.commit().expect("committed")
 }

@@ -557,12 +557,15 @@ impl ReceivedBlocks {
         wal_out: &mut Vec<u8>,
     ) -> Result<(), FrameFault> {
         let limit = self.end.advance(RECEIVED_WAL_BYTES_MAX);
+        // What of the frame's WAL is not in its hash yet. A frame that is whole needs none of ours.
+        let mut unhashed = wal_out.len();
         while self.offset < bytes.len() {
             let rest = &bytes[self.offset..];
             let piece = Piece::parse(rest, self.frame.is_some())?.ok_or(FrameFault::EndsEarly)?;
-            let mut frame = self.frame.take().unwrap_or_else(|| {
+            let frame = self.frame.take().unwrap_or_else(|| {
                 decoder.reset();
                 self.begins_frame = true;
+                unhashed = wal_out.len();
                 CopiedFrame { offset: self.offset as u64, start: self.end, hash: Xxh64::new(0) }
             });
             if frame.start >= segment_end {
@@ -571,11 +574,12 @@ impl ReceivedBlocks {
             let room = cell_end(frame.start).min(limit).bytes_since(self.end);
             let before = wal_out.len();
             decoder.decode(&rest[..piece.len], piece.ends_frame, room, wal_out)?;
-            let wal = &wal_out[before..];
-            frame.hash.update(wal);
-            self.end = self.end.advance(wal.len() as u64);
+            self.end = self.end.advance((wal_out.len() - before) as u64);
             self.offset += piece.len;
             self.frame = (!piece.ends_frame).then_some(frame);
+        }
+        if let Some(frame) = &mut self.frame {
+            frame.hash.update(&wal_out[unhashed..]);
         }
         Ok(())
     }

@@ -358,7 +358,7 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
         let text = format!("the WAL of follower and leader before {start} is not the same");
         return Err((RefusalCode::DIVERGED, text));
     }
-    let reader = ArchiveReader::open(archive, hello.timeline, start).map_err(failed)?;
+    let reader = ArchiveReader::open(archive, hello.timeline, start).map_err(failed)?.for_copies();
     Ok((Archived { first, appended }, reader))
 }
 
