@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use walferry_store::OpenError;
 use walferry_wire::Standing;
 use walfmt::control::ClusterState;
 use walfmt::wal_page::{LONG_HEADER_SIZE, WalPageHeader};
@@ -130,9 +129,14 @@ pub(crate) fn by_store(node: &Node, data_directory: &Path) -> Result<(), Trouble
                 .with_hint("make the store with `walferry bootstrap`")
         })?;
     if control.state != ClusterState::IN_ARCHIVE_RECOVERY {
-        // Most of all after a promotion. Here it ends the agent, and is not tried again: it would go
-        // on receiving from the old leader, should that come back, for a store that is none any more.
-        return Err(OpenError::State { found: control.state }.into());
+        // It ends the agent, and is not tried again. The archive would go on with what an old leader
+        // writes that comes back, beside the history that the promoted server has chosen.
+        return Err(Trouble::misuse(format_args!(
+            "[store] {} is a server's: its pg_control is in state {}, not in archive recovery",
+            data_directory.display(),
+            control.state.0
+        ))
+        .with_hint("after a promotion it stays so; for a follower, bootstrap another one"));
     }
     node.open_archive(Identity {
         system_identifier: control.system_identifier,

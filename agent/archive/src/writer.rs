@@ -1,6 +1,7 @@
 //! Writing the archive. Only a node's source does, and there is one source.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use walfmt::{Lsn, SegmentName, SegmentNumber, Timeline};
 use xxhash_rust::xxh64::Xxh64;
@@ -321,6 +322,12 @@ impl ArchiveWriter {
                 Err(ArchiveError::Received { lsn, offset: blocks.offset, fault })
             }
         }
+    }
+
+    /// The file that is written.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.archive.segment_path(self.archive.name(self.timeline, self.segment))
     }
 
     /// Makes durable what is readable, and returns up to where that is. When a segment is

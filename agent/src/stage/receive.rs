@@ -5,6 +5,8 @@
 //! chunk that does not check out costs the connection: nothing of it is written, and the next
 //! connection goes on from what the archive holds.
 
+mod early;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,7 @@ use walferry_wire::{
 };
 use walfmt::{Lsn, RawRecord, RecordStream, SegmentNumber, Step, Stop, StreamStart};
 
+use self::early::EarlySync;
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::peer;
@@ -166,9 +169,11 @@ async fn identify(node: &Arc<Node>, peer: &str) -> Result<(), Trouble> {
         return Err(Trouble::new(Kind::NotThere, words).with_hint("it is asked again"));
     };
     node.begin_archive_at(standing.first);
-    let node = Arc::clone(node);
+    let (node, woken) = (Arc::clone(node), node);
     let opened = tokio::task::spawn_blocking(move || node.open_archive(identity).map(drop));
-    opened.await.map_err(|error| Trouble::io("opening the archive", error))?
+    opened.await.map_err(|error| Trouble::io("opening the archive", error))??;
+    woken.positions.wake(); // the archive's thread waits for this
+    Ok(())
 }
 
 /// Whether a peer answers, as a leader does: for a promotion, which must know that it does not.
@@ -346,7 +351,7 @@ pub(crate) fn write(node: &Arc<Node>, inbox: Inbox) {
     while !node.stopping() && !parcels.is_closed() {
         if node.identity().is_none() && node.config.store.is_none() {
             heart.rest(); // the connection finds out whose WAL this will be
-            node.sleep(IDENTITY_PAUSE);
+            node.positions.wait_beyond(Position::Durable, Lsn::INVALID, IDENTITY_PAUSE);
             continue;
         }
         heart.beat();
@@ -386,6 +391,7 @@ struct Keeper<'a> {
     writer: ArchiveWriter,
     chain: Chain,
     wal: Vec<u8>,
+    early: EarlySync,
 }
 
 impl<'a> Keeper<'a> {
@@ -410,7 +416,9 @@ impl<'a> Keeper<'a> {
         let durable = writer.sync()?;
         node.positions.advance(Position::Received, durable);
         node.positions.advance(Position::Durable, durable);
-        Ok(Self { node, writer, chain, wal: Vec::new() })
+        let early = EarlySync::start(Arc::clone(node.files()))
+            .map_err(|error| Trouble::io("starting a thread", error))?;
+        Ok(Self { node, writer, chain, wal: Vec::new(), early })
     }
 
     /// Writes parcels until the queue closes or something is wrong with one.
@@ -451,6 +459,7 @@ impl<'a> Keeper<'a> {
 
     /// Makes what was written durable, and says so.
     fn sync(&mut self) -> Result<(), KeepError> {
+        self.check_early()?;
         let begun = Instant::now();
         let durable = self.writer.sync().map_err(|error| KeepError::Archive(error.into()))?;
         if durable > self.node.positions.get(Position::Durable) {
@@ -460,7 +469,15 @@ impl<'a> Keeper<'a> {
         Ok(())
     }
 
+    fn check_early(&self) -> Result<(), KeepError> {
+        match self.early.take_failure() {
+            Some(error) => Err(KeepError::Archive(ArchiveError::from(error).into())),
+            None => Ok(()),
+        }
+    }
+
     fn append(&mut self, chunk: &Chunk) -> Result<(), KeepError> {
+        self.check_early()?;
         self.wal.clear();
         let received = self
             .writer
@@ -486,6 +503,7 @@ impl<'a> Keeper<'a> {
             KeepError::Chunk(Trouble::new(Kind::Corrupt, words).with_hint(hint))
         })?;
         let end = received.commit().map_err(|error| KeepError::Archive(error.into()))?;
+        self.early.appended(chunk.bytes.len(), || self.writer.path());
         self.node.metrics.count_archived(self.wal.len() as u64, chunk.bytes.len() as u64);
         self.node.positions.advance(Position::Received, end);
         Ok(())
