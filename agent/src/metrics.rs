@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     archive_size: IntGauge,
     disk_size: IntGaugeVec,
     disk_free: IntGaugeVec,
+    min_free: IntGauge,
     removed_segments: IntCounter,
 }
 
@@ -134,6 +135,11 @@ impl Metrics {
                 "What is free for this user on the file system that archive or store is on.",
                 &["disk"],
             )?,
+            min_free: gauge(
+                "walferry_archive_min_free_bytes",
+                "What is to stay free on the archive's file system: below it WAL is removed, whoever \
+                 needs it.",
+            )?,
             follower_lag_bytes: gauges(
                 "walferry_follower_lag_bytes",
                 "WAL that this node has and a follower has not yet replayed (or made durable, if it \
@@ -212,6 +218,11 @@ impl Metrics {
         };
         set(&self.disk_size, size);
         set(&self.disk_free, free);
+    }
+
+    /// So much is to stay free beside the archive.
+    pub(crate) fn set_min_free(&self, bytes: u64) {
+        self.min_free.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The store has a newer restart point.
