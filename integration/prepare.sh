@@ -9,6 +9,7 @@ prepare_packages() {
     fi
     command -v zstd >/dev/null || missing+=(zstd)
     command -v openssl >/dev/null || missing+=(openssl) # authority.sh
+    command -v promtool >/dev/null || missing+=(prometheus) # the dashboard's test
     # Rust links with cc, and the zstd library is C.
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -eq 0 ] && return
@@ -25,7 +26,22 @@ prepare_packages() {
         apt-get install --quiet --yes --no-install-recommends postgresql-common
         echo "create_main_cluster = false" >>/etc/postgresql-common/createcluster.conf
     fi
+    # Nor for a Prometheus; the tests start their own. The first line is for systemd, now and at every
+    # start of the machine; the rest for a container without it.
+    local policy=/usr/sbin/policy-rc.d
+    if [[ " ${missing[*]} " == *" prometheus "* ]]; then
+        [ -e /etc/systemd/system/prometheus.service ] || ln -s /dev/null /etc/systemd/system/prometheus.service
+        if [ ! -e $policy ]; then
+            printf '#!/bin/sh\nexit 101\n' >$policy
+            chmod +x $policy
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        fi
+    fi
     apt-get install --quiet --yes --no-install-recommends "${missing[@]}"
+    if [ -n "$(trap -p EXIT)" ]; then
+        rm -f $policy
+        trap - EXIT
+    fi
 }
 
 # The toolchain that the workspace names, if rustup has it; otherwise any rustc that is new enough.
