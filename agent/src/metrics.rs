@@ -13,6 +13,7 @@ use prometheus::{
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::send;
+use crate::trouble::Kind;
 
 /// The node's metrics. Call sites read as sentences: `metrics.observe_flush(duration)`.
 pub(crate) struct Metrics {
@@ -258,6 +259,10 @@ impl Metrics {
         }
         self.stage_states.reset();
         for (stage, report) in node.stages.all() {
+            // A counter that is first seen at 1 has not increased: each is there from the start.
+            for kind in Kind::ALL {
+                let _ = self.errors.with_label_values(&[stage, kind.label()]);
+            }
             self.stage_states.with_label_values(&[stage, report.state.label()]).set(1);
         }
         let mut text = Vec::new();
