@@ -26,22 +26,22 @@ prepare_packages() {
         apt-get install --quiet --yes --no-install-recommends postgresql-common
         echo "create_main_cluster = false" >>/etc/postgresql-common/createcluster.conf
     fi
-    # Nor for a Prometheus; the tests start their own. The first line is for systemd, now and at every
-    # start of the machine; the rest for a container without it.
-    local policy=/usr/sbin/policy-rc.d
+    # Nor for a Prometheus: the tests start their own. Masked, systemd does not start it, now or when
+    # the machine starts; in a container without systemd a policy says no while it is installed.
+    local policy="" status=0
     if [[ " ${missing[*]} " == *" prometheus "* ]]; then
-        [ -e /etc/systemd/system/prometheus.service ] || ln -s /dev/null /etc/systemd/system/prometheus.service
-        if [ ! -e $policy ]; then
+        mkdir -p /etc/systemd/system
+        [ -e /etc/systemd/system/prometheus.service ] ||
+            ln -s /dev/null /etc/systemd/system/prometheus.service
+        if [ ! -d /run/systemd/system ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+            policy=/usr/sbin/policy-rc.d
             printf '#!/bin/sh\nexit 101\n' >$policy
             chmod +x $policy
-            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
         fi
     fi
-    apt-get install --quiet --yes --no-install-recommends "${missing[@]}"
-    if [ -n "$(trap -p EXIT)" ]; then
-        rm -f $policy
-        trap - EXIT
-    fi
+    apt-get install --quiet --yes --no-install-recommends "${missing[@]}" || status=$?
+    [ -z "$policy" ] || rm -f "$policy"
+    return $status
 }
 
 # The toolchain that the workspace names, if rustup has it; otherwise any rustc that is new enough.

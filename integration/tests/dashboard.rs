@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// From a cause to its alert: what the agent takes to notice, and waits that were made short. Lag
 /// must have grown to 30 s first.
 const FIRES_WITHIN: Duration = Duration::from_secs(60);
+const REMOVED: &str = "walferry_removed_segments_total";
 /// For `$__rate_interval`: scrapes are a second apart.
 const RATE_INTERVAL: &str = "10s";
 
@@ -142,6 +143,10 @@ fn files_are_clean() -> Result<()> {
     println!("{}", promtool(&["check", "rules", "--lint-fatal", &rules], "")?.trim());
     println!("{}", promtool(&["check", "config", "--lint-fatal", &config], "")?.trim());
 
+    // With the waits and windows that they have, on series that are written down.
+    let tests = path(&file("alerts_test.yml"))?;
+    println!("{}", promtool(&["test", "rules", &tests], "")?.trim());
+
     // The controls: an expression that is none, and a rule that is there twice.
     let text = fs::read_to_string(&rules)?;
     for (name, spoiled) in [
@@ -237,6 +242,19 @@ impl Watched {
         Ok(())
     }
 
+    /// The number that a panel shows now; of several series, the largest.
+    fn number(&self, panel: &str) -> Result<f64> {
+        let dashboard = dashboard()?;
+        let variables = variables(&dashboard, &self.prometheus)?;
+        let mut most = f64::NEG_INFINITY;
+        for query in queries(&dashboard)?.iter().filter(|query| query.panel == panel) {
+            let series = self.prometheus.query(&filled_in(&query.expression, &variables))?;
+            most = series.iter().map(|series| series.value).fold(most, f64::max);
+        }
+        ensure!(most.is_finite(), "panel {panel:?} shows nothing");
+        Ok(most)
+    }
+
     /// What was mended is no alert any more.
     fn is_quiet(&self, names: &[&str]) -> Result<()> {
         wait_until(&format!("{names:?} are over"), PATIENCE, || {
@@ -274,7 +292,8 @@ fn panels_show_and_alerts_fire() -> Result<()> {
 
     all_is_well(&watched)?;
     every_panel_shows(&watched, &ports)?;
-    alerts_fire(&scratch, &mut watched)?;
+    alerts_come_and_go(&mut watched)?;
+    alerts_stay(&scratch, &mut watched)?;
 
     let rules = watched.prometheus.rules()?;
     let names: BTreeSet<String> =
@@ -369,48 +388,68 @@ fn every_panel_shows(watched: &Watched, ports: &[u16]) -> Result<()> {
     pair.catch_up(PATIENCE).map(drop)
 }
 
-fn alerts_fire(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
-    let follower = ("follower", "follower1");
-    let (on_leader, on_follower) = (("node", "leader1"), ("node", "follower1"));
+/// What the restart of an agent may fire beside what is looked for, if the machine is slow.
+const AFTERMATH: [&str; 4] = [
+    "WalferryAgentDown",
+    "WalferryFollowerDisconnected",
+    "WalferryLeaderUnreachable",
+    "WalferryLagGrowing",
+];
+const ON_LEADER: (&str, &str) = ("node", "leader1");
+const ON_FOLLOWER: (&str, &str) = ("node", "follower1");
 
+/// What passes when its cause is mended.
+fn alerts_come_and_go(watched: &mut Watched) -> Result<()> {
     // A line that is too slow: the follower is connected, and falls behind.
     let load = watched.pair.leader.pgbench(&["-c", "2", "-R", "100", "-T", "300"])?;
-    watched.fires("WalferryLagGrowing", &[on_leader, follower], &[], |pair| {
-        pair.proxy.set_delay(Duration::from_millis(1000));
+    let labels = [ON_LEADER, ("follower", "follower1")];
+    watched.fires("WalferryLagGrowing", &labels, &[], |pair| {
+        pair.proxy.set_delay(Duration::from_secs(1));
         fill(pair, 1)
     })?;
+    let between = watched.number("WAL between hops")?;
+    println!("at most {between} bytes between hops");
+    ensure!(between > 100_000.0, "the panel does not show where the WAL is: {between}");
+    ensure!(watched.number("Longest lag")? > 30.0);
     load.stop()?;
     watched.pair.proxy.set_delay(Duration::ZERO);
     watched.pair.proxy.cut();
     watched.pair.catch_up(PATIENCE)?;
     watched.is_quiet(&["WalferryLagGrowing"])?;
 
-    // The follower's agent is killed.
-    let both = ["WalferryAgentDown", "WalferryFollowerDisconnected"];
-    watched.fires(both[0], &[], &both, |pair| pair.follower.kill())?;
-    watched.fired.insert(both[0].to_owned());
-    wait_until("the leader's view of it, too", FIRES_WITHIN, || {
-        Ok(watched.firing()?.contains(both[1]))
+    // The follower's agent is killed: it does not answer, and its leader misses it.
+    let [down, disconnected] = ["WalferryAgentDown", "WalferryFollowerDisconnected"];
+    let instance = format!("127.0.0.1:{}", watched.pair.follower.config.metrics_port);
+    watched
+        .fires(down, &[("instance", &instance)], &[disconnected], |pair| pair.follower.kill())?;
+    wait_until("the leader misses it", FIRES_WITHIN, || {
+        Ok(watched.firing()?.contains(disconnected))
     })?;
-    watched.fired.insert(both[1].to_owned());
+    watched.fired.insert(disconnected.to_owned());
+    ensure!(watched.number("Agents that do not answer")? == 1.0);
+    ensure!(watched.number("Followers away")? == 1.0);
     watched.pair.follower.start()?;
-    watched.is_quiet(&both)?;
+    watched.is_quiet(&[down, disconnected])?;
 
-    // The line is cut for good.
-    let beside = ["WalferryFollowerDisconnected"];
-    watched.fires("WalferryLeaderUnreachable", &[on_follower], &beside, |pair| {
+    // The line is cut, and stays so.
+    let unreachable = "WalferryLeaderUnreachable";
+    watched.fires(unreachable, &[ON_FOLLOWER], &[disconnected], |pair| {
         pair.proxy.retarget(free_port()?);
         Ok(())
     })?;
+    ensure!(watched.number("Stages in trouble")? == 1.0);
     let port = watched.pair.leader_agent.config.replication_port;
     watched.pair.proxy.retarget(port);
-    watched.is_quiet(&["WalferryLeaderUnreachable", beside[0]])?;
+    watched.is_quiet(&[unreachable, disconnected])?;
 
-    // The server is down; meanwhile it is copied.
-    let horizon = ("stage", "horizon");
-    watched.fires("WalferryFailing", &[on_leader, horizon, ("kind", "io")], &[], |pair| {
-        pair.leader.stop(StopMode::Fast)
-    })?;
+    // The server is down.
+    let labels = [ON_LEADER, ("stage", "horizon"), ("kind", "io")];
+    watched.fires("WalferryFailing", &labels, &[], |pair| pair.leader.stop(StopMode::Fast))?;
+    Ok(())
+}
+
+/// What ends with a bootstrap, or worse. The server is down.
+fn alerts_stay(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
     let directory = scratch.path().join("fork");
     let mut copy = scratch.account().command("cp");
     output_of(copy.arg("-a").arg(watched.pair.leader.data_directory()).arg(&directory))?;
@@ -420,46 +459,50 @@ fn alerts_fire(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
     watched.is_quiet(&["WalferryFailing"])?;
 
     // Less is free than is to stay free, whatever is removed.
-    watched.fires("WalferryDiskLow", &[on_leader, ("disk", "archive")], &[], |pair| {
+    watched.fires("WalferryDiskLow", &[ON_LEADER, ("disk", "archive")], &AFTERMATH, |pair| {
         pair.leader_agent.stop()?;
         let mut config = pair.leader_agent.config.clone();
         config.more.push(("archive".into(), "min_free_bytes".into(), "1000TB".into()));
         pair.leader_agent = Agent::new(scratch, config)?;
         pair.leader_agent.start()
     })?;
+    watched.pair.catch_up(PATIENCE)?;
+    watched.is_quiet(&AFTERMATH)?;
 
     // A record that redo refuses.
-    watched.fires("WalferryReplayStopped", &[on_follower], &[], |pair| {
+    watched.fires("WalferryReplayStopped", &[ON_FOLLOWER], &[], |pair| {
         pair.leader.sql("create table stops_replay (n int)")?;
         pair.leader.sql("create index on stops_replay using hash (n)").map(drop)
     })?;
 
     // The follower is away while retention removes what it needs.
-    let beside = ["WalferryReplayStopped", "WalferryFollowerDisconnected"];
-    watched.fires("WalferryNeedsBootstrap", &[on_follower], &beside, |pair| {
+    watched.fires("WalferryNeedsBootstrap", &[ON_FOLLOWER], &AFTERMATH, |pair| {
         pair.follower.stop()?;
         fill(pair, 6)?;
         let end = pair.flush_position()?;
         pair.leader_agent.wait_for_position("appended", end, PATIENCE)?;
-        thread::sleep(Duration::from_secs(2)); // retention looks once a second
+        let removed = pair.leader_agent.metrics()?.expect(REMOVED)?;
+        wait_until("retention has looked", PATIENCE, || {
+            Ok(pair.leader_agent.metrics()?.expect(REMOVED)? >= removed + 1.0)
+        })?;
         pair.follower.start()
     })?;
 
-    // Its leader is replaced by a copy that was made before, and has written other WAL since.
+    // Its leader is replaced by a copy from before, which it is ahead of.
     let mut fork = Cluster::at(scratch, "fork", &directory, Binaries::find()?)?;
     fork.start()?;
     let mut fork_agent = Agent::new(scratch, AgentConfig::leader("fork1", &fork)?)?;
     fork_agent.start()?;
     let end: Lsn = fork.sql("select pg_current_wal_flush_lsn()")?.parse()?;
     fork_agent.wait_for_position("appended", end, PATIENCE)?;
-    let beside = ["WalferryFollowerDisconnected"];
-    watched.fires("WalferryDiverged", &[on_follower], &beside, |pair| {
+    watched.fires("WalferryDiverged", &[ON_FOLLOWER], &AFTERMATH, |pair| {
         pair.proxy.retarget(fork_agent.config.replication_port);
         Ok(())
     })?;
 
     // The server is told what makes its WAL worthless after a crash.
-    watched.fires("WalferryStageStopped", &[on_leader, horizon], &[], |pair| {
+    let labels = [ON_LEADER, ("stage", "horizon")];
+    watched.fires("WalferryStageStopped", &labels, &AFTERMATH, |pair| {
         pair.leader.configure(&["fsync = off"])?;
         pair.leader.sql("select pg_reload_conf()").map(drop)
     })?;
@@ -467,7 +510,7 @@ fn alerts_fire(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
     watched.pair.leader.sql("select pg_reload_conf()")?;
 
     // The leader's agent is away for longer than the server keeps WAL.
-    watched.fires("WalferryGap", &[on_leader], &[], |pair| {
+    watched.fires("WalferryGap", &[ON_LEADER], &AFTERMATH, |pair| {
         pair.leader.configure(&["max_slot_wal_keep_size = 8MB", "max_wal_size = 4MB"])?;
         pair.leader.sql("select pg_reload_conf()")?;
         pair.leader_agent.stop()?;
