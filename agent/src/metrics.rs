@@ -13,6 +13,7 @@ use prometheus::{
 use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::send;
+use crate::trouble::Kind;
 
 /// The node's metrics. Call sites read as sentences: `metrics.observe_flush(duration)`.
 pub(crate) struct Metrics {
@@ -37,6 +38,7 @@ pub(crate) struct Metrics {
     archive_size: IntGauge,
     disk_size: IntGaugeVec,
     disk_free: IntGaugeVec,
+    min_free: IntGauge,
     removed_segments: IntCounter,
 }
 
@@ -134,6 +136,11 @@ impl Metrics {
                 "What is free for this user on the file system that archive or store is on.",
                 &["disk"],
             )?,
+            min_free: gauge(
+                "walferry_archive_min_free_bytes",
+                "What is to stay free on the archive's file system: below it WAL is removed, whoever \
+                 needs it.",
+            )?,
             follower_lag_bytes: gauges(
                 "walferry_follower_lag_bytes",
                 "WAL that this node has and a follower has not yet replayed (or made durable, if it \
@@ -214,6 +221,11 @@ impl Metrics {
         set(&self.disk_free, free);
     }
 
+    /// So much is to stay free beside the archive.
+    pub(crate) fn set_min_free(&self, bytes: u64) {
+        self.min_free.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// The store has a newer restart point.
     pub(crate) fn count_restart_point(&self) {
         self.restart_points.inc();
@@ -247,6 +259,10 @@ impl Metrics {
         }
         self.stage_states.reset();
         for (stage, report) in node.stages.all() {
+            // A counter that is first seen at 1 has not increased: each is there from the start.
+            for kind in Kind::ALL {
+                let _ = self.errors.with_label_values(&[stage, kind.label()]);
+            }
             self.stage_states.with_label_values(&[stage, report.state.label()]).set(1);
         }
         let mut text = Vec::new();

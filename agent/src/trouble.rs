@@ -34,6 +34,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Io, Self::Unsupported, Self::Corrupt, Self::Misuse, Self::NotThere, Self::Refused];
+
     /// The `kind` in `status` and logs.
     pub(crate) const fn label(self) -> &'static str {
         match self {

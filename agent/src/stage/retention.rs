@@ -43,6 +43,7 @@ const RECORD_BYTES: u64 = 4 << 20;
 /// Looks from time to time, until the node stops.
 pub(crate) fn run(node: &Arc<Node>) {
     let begun = Instant::now();
+    node.metrics.set_min_free(node.config.archive.min_free_bytes);
     let mut known = BTreeMap::new();
     let heart = node.hearts.start(STAGE, &[STAGE]);
     while !node.stopping() {
