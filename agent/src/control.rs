@@ -146,9 +146,11 @@ async fn metrics(Shared(node): Shared<Arc<Node>>) -> Response {
     }
 }
 
-/// 200 if no stage has stopped for good.
+/// 200 if no stage has stopped for good, or stands until somebody does something.
 async fn health(Shared(node): Shared<Arc<Node>>) -> Response {
-    let stuck = |state| matches!(state, State::Stopped | State::NeedsBootstrap | State::Diverged);
+    let stuck = |state| {
+        matches!(state, State::Stopped | State::Gap | State::NeedsBootstrap | State::Diverged)
+    };
     let stages = node.stages.all();
     let bad = stages.iter().find(|(_, report)| stuck(report.state));
     match bad {

@@ -108,7 +108,10 @@ impl Holding {
         let is_due = size.segment_of(durable) > size.segment_of(restart)
             || self.moved_at.elapsed() >= MOVE_SLOT_EVERY;
         if is_due && durable > restart {
-            server.move_slot(name, durable).await?;
+            if let Err(trouble) = server.move_slot(name, durable).await {
+                self.checked_at = None; // gone, or given up: it is made anew at once
+                return Err(trouble);
+            }
             (self.restart, self.moved_at) = (Some(durable), Instant::now());
         }
         Ok(None)

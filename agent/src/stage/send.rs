@@ -81,6 +81,8 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
             tracing::warn!(%address, "more than {STRANGERS_MAX} connections begin: refused");
             continue;
         };
+        // What failed before has passed: somebody else comes.
+        node.stages.set(STAGE, State::Streaming, "");
         let (node, places) = (Arc::clone(&node), Arc::clone(&places));
         tokio::spawn(async move {
             let connection = match tls::accept(node.tls.as_ref(), stream).await {
