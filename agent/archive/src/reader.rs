@@ -321,7 +321,7 @@ impl ArchiveReader {
         let Some(pieces) = &mut self.pieces else {
             let name = self.archive.name(self.timeline, self.segment);
             self.pieces = self.archive.open_segment(name)?.map(|file| Pieces::new(file, 0));
-            return Ok(self.pieces.is_some());
+            return if self.pieces.is_some() { Ok(true) } else { self.removed(self.segment) };
         };
         let offset = pieces.offset();
         let (piece, bytes) = match pieces.peek() {
@@ -452,12 +452,24 @@ impl ArchiveReader {
         let next = self.segment.next();
         let name = self.archive.name(self.timeline, next);
         let Some(file) = self.archive.open_segment(name)? else {
-            return Ok(false);
+            return self.removed(next);
         };
         self.segment = next;
         self.looked_again = None;
         self.pieces = Some(Pieces::new(file, 0));
         Ok(true)
+    }
+
+    /// There is no such file, although its WAL may be read, or soon may be. If there are later ones,
+    /// it was removed, and waiting for it would be in vain.
+    fn removed(&self, number: SegmentNumber) -> Result<bool> {
+        let segment = self.archive.name(self.timeline, number);
+        let last = self.archive.last_segment(self.timeline)?;
+        if last.is_some_and(|last| self.archive.number(last) > number) {
+            let have_from = self.archive.first_segment(self.timeline)?;
+            return Err(ArchiveError::NotArchived { segment, have_from });
+        }
+        Ok(false)
     }
 
     fn is_full(&self) -> bool {

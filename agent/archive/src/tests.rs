@@ -526,6 +526,39 @@ fn a_copy_from_a_frame_start_is_the_same_file() {
     }
 }
 
+/// Retention was faster than a reader: that is told, not waited for.
+#[test]
+fn a_reader_whose_next_segment_is_gone_says_so() {
+    let (_, archive) = lossy(1);
+    let wal = wal(3, 4 * MB);
+    let mut writer = writer(&archive, Lsn(MB)).expect("opened");
+    writer.append(Lsn(MB), &wal).expect("appended");
+    writer.sync().expect("synced");
+    let end = Lsn(5 * MB);
+    for copies in [false, true] {
+        let reader = ArchiveReader::open(&archive, TIMELINE, Lsn(MB)).expect("opened");
+        let mut reader = if copies { reader.for_copies() } else { reader };
+        let mut read = Lsn(MB);
+        while read < Lsn(2 * MB) {
+            read = reader.next(Lsn(2 * MB)).expect("read").expect("it is there").end;
+        }
+        let segment = archive.segments(TIMELINE).expect("listed")[1];
+        let path = archive.segment_path(segment);
+        let files = archive.files();
+        files.rename(&path, &path.with_extension("away")).expect("gone");
+        let error = loop {
+            match reader.next(end) {
+                Ok(Some(chunk)) => assert!(chunk.wal.is_empty() && chunk.end <= Lsn(2 * MB)),
+                Ok(None) => panic!("it waits for what never comes"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, ArchiveError::NotArchived { .. }), "{error}");
+        files.rename(&path.with_extension("away"), &path).expect("back");
+        assert!(reader.next(end).expect("read").is_some(), "the control");
+    }
+}
+
 /// From any position, of archives whose writers were restarted or not: what a reader for copies hands
 /// out is, received, the same WAL; and whole segments come frame by frame, not decoded.
 #[test]
