@@ -160,6 +160,8 @@ clean_up() {
         ! mountpoint --quiet "$folder/db2/var/lib/walferry" || umount "$folder/db2/var/lib/walferry" 2>/dev/null && break
         sleep 0.1
     done
+    # A machine whose plug was pulled leaves its directory for mounts from outside.
+    rm -rf "/run/systemd/nspawn/propagate/db1-$tag" "/run/systemd/nspawn/propagate/db2-$tag"
     rm -rf --one-file-system "$folder"
     exit "$status"
 }

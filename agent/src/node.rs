@@ -205,7 +205,9 @@ impl Node {
 
     /// How far this node is behind its source; nothing on the source node itself.
     pub(crate) fn lag(&self) -> Option<Lag> {
-        if !matches!(self.config.source(), Ok(Source::Receive(_))) {
+        // A store that was handed over is behind nobody any more.
+        let is_promoted = self.stages.is_in(replay::STAGE, State::Promoted);
+        if !matches!(self.config.source(), Ok(Source::Receive(_))) || is_promoted {
             return None;
         }
         let to = if self.config.store.is_some() { Position::Replayed } else { Position::Durable };

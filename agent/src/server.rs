@@ -111,7 +111,14 @@ impl fmt::Display for Hold {
 impl Server {
     /// Connects; the connection's own work goes on in a task of its own.
     pub(crate) async fn connect(conninfo: &str) -> Result<Self, Trouble> {
-        let (client, connection) = tokio_postgres::connect(conninfo, NoTls)
+        let mut config: tokio_postgres::Config = conninfo
+            .parse()
+            .map_err(|error| Trouble::io("connecting to the server", describe(&error)))?;
+        if config.get_application_name().is_none() {
+            config.application_name("walferry");
+        }
+        let (client, connection) = config
+            .connect(NoTls)
             .await
             .map_err(|error| Trouble::io("connecting to the server", describe(&error)))?;
         tokio::spawn(async move {

@@ -410,7 +410,21 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
             .success()
     );
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755))?;
-    bench.expect(&follower_of(&peer, &open)?, &there, &[("store.unusable", "mode 0755")])?;
+    bench.expect(
+        &follower_of(&peer, &open)?,
+        &there,
+        &[("store.unusable", "mode 0755"), ("store.configuration", "postgresql.conf")],
+    )?;
+    // The leader's own configuration, copied whole.
+    bench.scratch.file("open-store/postgresql.conf", "data_directory = '/var/lib/elsewhere'\n")?;
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o700))?;
+    bench.expect(
+        &follower_of(&peer, &open)?,
+        &there,
+        &[("store.configuration", "leads to /var/lib/elsewhere")],
+    )?;
+    bench.scratch.file("open-store/postgresql.conf", "")?;
+    bench.expect(&follower_of(&peer, &open)?, &there, &[])?;
     bench.expect(
         &set(&of_leader, "store", "bin_directory", "/nonexistent"),
         &there,

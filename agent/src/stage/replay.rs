@@ -22,7 +22,7 @@ use crate::stage::replay::ahead::ReadAhead;
 use crate::stage::{State, receive};
 use crate::trouble::{Kind, Trouble};
 
-const STAGE: &str = "replay";
+pub(crate) const STAGE: &str = "replay";
 /// How often positions are told on while there is work.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 /// After how many records the time is looked at.

@@ -94,7 +94,40 @@ fn check_server(store: &StoreSection) -> Result<(), Trouble> {
                 ));
         }
     }
+    if let Some(words) = objection_to_configuration(store) {
+        return Err(Trouble::misuse(words).with_hint(CONFIGURATION_REMEDY));
+    }
     Ok(())
+}
+
+/// What to do about a configuration with which no server would open the store.
+pub(crate) const CONFIGURATION_REMEDY: &str = "mend the postgresql.conf in the store: it must not have the leader's data_directory, hba_file, \
+     ident_file, external_pid_file or include_dir";
+
+/// Why a server with the store's configuration would not open the store, as far as the server's own
+/// reading of it tells.
+pub(crate) fn objection_to_configuration(store: &StoreSection) -> Option<String> {
+    let directory = &store.data_directory;
+    // Nothing of the store is locked or changed by that.
+    let asked = Command::new(store.bin_directory.join("postgres"))
+        .arg("-D")
+        .arg(directory)
+        .args(["-C", "data_directory"])
+        .output();
+    let output = match asked {
+        Ok(output) => output,
+        Err(error) => return Some(format!("asking postgres for its configuration: {error}")),
+    };
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if !output.status.success() {
+        let words = said(&output.stderr);
+        return Some(format!("postgres cannot use the store's configuration: {words}"));
+    }
+    let found = said(&output.stdout);
+    let same = std::fs::canonicalize(&found).ok() == std::fs::canonicalize(directory).ok();
+    (!same).then(|| {
+        format!("the store's postgresql.conf leads to {found}, not to {}", directory.display())
+    })
 }
 
 fn start_server(
@@ -131,8 +164,9 @@ fn start_server(
     }
     Err(Trouble::io("pg_ctl start", status).with_hint(format!(
         "read {}; the store is unharmed: once the cause is mended, start the server by hand with \
-         the same options:  pg_ctl -D {} -o {} start",
+         the same options:  {} -D {} -o {} start",
         log.display(),
+        store.bin_directory.join("pg_ctl").display(),
         store.data_directory.display(),
         shell_quoted(&options)
     )))

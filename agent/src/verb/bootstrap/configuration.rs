@@ -21,7 +21,9 @@ pub(super) fn write_missing(part: &Path, control: &ControlFile) -> io::Result<bo
     let settings = format!(
         "# Written by walferry bootstrap: the base backup has no postgresql.conf, as on Debian, which\n\
          # keeps it elsewhere. It is the least with which a promoted server starts. Put the leader's\n\
-         # settings here, before they are needed.\n\
+         # settings here before they are needed, as TimeZone, default_text_search_config, ssl and\n\
+         # listen_addresses, but not data_directory, hba_file, ident_file, external_pid_file or\n\
+         # include_dir. In pg_hba.conf stands who may connect.\n\
          listen_addresses = 'localhost'\n\
          max_connections = {}\n\
          max_worker_processes = {}\n\

@@ -28,6 +28,7 @@ use crate::trouble::{Kind, Trouble};
 
 /// How often a line is written where no terminal is, as under systemd.
 const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(2);
+const WAITING_LINE_INTERVAL: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 256 << 10;
 /// What was received and is not written yet: messages of at most 256 kB.
 const QUEUE_ITEMS: usize = 16;
@@ -73,7 +74,20 @@ pub(super) fn fetch(
         let waiting = ProgressBar::new_spinner();
         waiting.set_message(format!("{peer}: waiting for a checkpoint of its server"));
         waiting.enable_steady_tick(Duration::from_millis(200));
-        let first = items.blocking_recv();
+        // Where no terminal is, silence for minutes would look like a hang.
+        let hint = if options.fast_checkpoint { "" } else { ", or give --fast-checkpoint" };
+        let first = loop {
+            if waiting.is_hidden() {
+                eprintln!(
+                    "{peer}: waiting for a checkpoint of its server, which may take as long as its \
+                     checkpoint_timeout (run CHECKPOINT there to have it at once{hint})"
+                );
+            }
+            let next = tokio::time::timeout(WAITING_LINE_INTERVAL, items.recv());
+            if let Ok(first) = runtime.block_on(next) {
+                break first;
+            }
+        };
         waiting.finish_and_clear();
         let started = match first {
             Some(Item::Started(started)) => started,

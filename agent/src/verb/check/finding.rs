@@ -85,6 +85,7 @@ codes! {
     StoreMissing "store.missing" Warning,
     StoreUnusable "store.unusable" Failed,
     StorePrograms "store.programs" Failed,
+    StoreConfiguration "store.configuration" Failed,
     StoreMemory "store.memory" Warning,
 }
 

@@ -12,10 +12,16 @@ use walfmt::Version;
 use super::finding::{Code, Findings};
 use crate::config::StoreSection;
 use crate::stage::tail;
+use crate::verb::promote::{CONFIGURATION_REMEDY, objection_to_configuration};
 
 pub(super) fn check(store: &StoreSection, findings: &mut Findings) {
     let major = directory(&store.data_directory, findings);
-    programs(&store.bin_directory, major, findings);
+    let is_installed = programs(&store.bin_directory, major, findings);
+    // A server refuses root, even with such a question.
+    let may_ask = is_installed && major.is_some() && !rustix::process::geteuid().is_root();
+    if let Some(words) = may_ask.then(|| objection_to_configuration(store)).flatten() {
+        findings.add(Code::StoreConfiguration, words, CONFIGURATION_REMEDY);
+    }
     memory(store, findings);
 }
 
@@ -65,7 +71,7 @@ fn directory(store: &Path, findings: &mut Findings) -> Option<&'static Version> 
 }
 
 /// Whether a server is installed that can open the store.
-fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Findings) {
+fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Findings) -> bool {
     let postgres = directory.join("postgres");
     let version = Command::new(&postgres).arg("--version").output();
     let remedy = "install the leader's PostgreSQL here, and set [store] bin_directory";
@@ -76,7 +82,7 @@ fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Fi
         Ok(output) => {
             let words = format_args!("{} --version: {}", postgres.display(), output.status);
             findings.add(Code::StorePrograms, words, remedy);
-            return;
+            return false;
         }
         Err(error) => {
             findings.add(
@@ -84,20 +90,22 @@ fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Fi
                 format_args!("{}: {error}", postgres.display()),
                 remedy,
             );
-            return;
+            return false;
         }
     };
     // As in "postgres (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)".
     let found = text.split_whitespace().nth(2).and_then(|version| version.split('.').next());
     let found = found.and_then(|major| major.parse::<u16>().ok());
-    match major {
-        Some(major) if found != Some(major.major) => findings.add(
+    if let Some(major) = major.filter(|major| found != Some(major.major)) {
+        findings.add(
             Code::StorePrograms,
             format_args!("the store is of PostgreSQL {}, {text:?} is installed", major.major),
             remedy,
-        ),
-        _ => findings.ok("store", format_args!("{text} can open it")),
+        );
+        return false;
     }
+    findings.ok("store", format_args!("{text} can open it"));
+    true
 }
 
 fn memory(store: &StoreSection, findings: &mut Findings) {
