@@ -121,6 +121,9 @@ pub(crate) struct ArchiveSection {
     /// WAL that is older than this is removed, once no reader needs it.
     #[serde(default, deserialize_with = "some_duration")]
     pub(crate) keep_age: Option<Duration>,
+    /// For how long a follower that is gone is expected back, and any follower after a start.
+    #[serde(default = "default_expect_followers", deserialize_with = "duration")]
+    pub(crate) expect_followers: Duration,
     /// The files never take more than this: the oldest are removed, whoever needs them.
     #[serde(default, deserialize_with = "some_size")]
     pub(crate) max_bytes: Option<u64>,
@@ -367,6 +370,10 @@ const fn default_poll_interval() -> Duration {
 
 const fn default_level() -> i32 {
     1
+}
+
+const fn default_expect_followers() -> Duration {
+    Duration::from_secs(600)
 }
 
 const fn default_min_free() -> u64 {

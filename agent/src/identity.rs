@@ -77,7 +77,16 @@ impl Identity {
         let Some((system, segments)) = found else { return Ok(None) };
         for (name, path) in segments.iter().rev() {
             // The newest may be empty yet, or cut off by a crash.
-            let Some(header) = first_page(path).map_err(failed(path))? else { continue };
+            let header = match first_page(path) {
+                Ok(Some(header)) => header,
+                Ok(None) => continue,
+                // Damage at the archive's end is for its writer to mend.
+                Err(error) if error.kind() == std::io::ErrorKind::Other => {
+                    tracing::warn!("{}: {error}", path.display());
+                    continue;
+                }
+                Err(error) => return Err(failed(path)(error)),
+            };
             let long = header.long.filter(|long| long.system_identifier == system);
             let size = long.and_then(|long| SegmentSize::new(long.segment_size));
             let version = Version::from_page_magic(header.magic);

@@ -122,7 +122,7 @@ impl Node {
 
     /// Opens the archive of this cluster, or gives the one that is open. One node has one cluster.
     pub(crate) fn open_archive(&self, identity: Identity) -> Result<Archive, Trouble> {
-        let known = *self.identity.get_or_init(|| identity);
+        let known = self.identity().unwrap_or(identity);
         if known.system_identifier != identity.system_identifier
             || known.timeline != identity.timeline
             || known.segment_size != identity.segment_size
@@ -151,7 +151,10 @@ impl Node {
             identity.system_identifier,
             identity.segment_size,
         )?;
-        Ok(self.archive.get_or_init(|| archive).clone())
+        // In this order: who knows whose WAL it is finds the archive open.
+        let archive = self.archive.get_or_init(|| archive).clone();
+        self.identity.get_or_init(|| identity);
+        Ok(archive)
     }
 
     /// Where an archive that holds nothing yet is to begin, if a peer has told.

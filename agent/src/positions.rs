@@ -91,8 +91,6 @@ pub(crate) struct Follower {
     lag_clock: LagClock,
 }
 
-/// For how long a follower that is gone is expected back, and its WAL kept for it.
-const EXPECTED_BACK: Duration = Duration::from_secs(600);
 /// How many followers are remembered. Those that are gone the longest are forgotten.
 const FOLLOWERS_MAX: usize = 128;
 /// The clock of this node's own positions is looked at more often than that.
@@ -230,11 +228,11 @@ impl Positions {
         self.wake();
     }
 
-    /// From where on the followers need WAL that are connected, or expected back; nothing if there
-    /// are none.
-    pub(crate) fn needed_by_followers(&self) -> Option<Lsn> {
+    /// From where on the followers need WAL that are connected, or were heard of within `expected`;
+    /// nothing if there are none.
+    pub(crate) fn needed_by_followers(&self, expected: Duration) -> Option<Lsn> {
         let counts = |follower: &&Follower| {
-            follower.connections > 0 || follower.heard_at.elapsed() < EXPECTED_BACK
+            follower.connections > 0 || follower.heard_at.elapsed() < expected
         };
         lock(&self.followers).values().filter(counts).map(|follower| follower.needs).min()
     }

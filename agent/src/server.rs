@@ -22,6 +22,7 @@ pub(crate) struct Settings {
     pub(crate) version_num: u32,
     /// `pg_is_in_recovery()`.
     pub(crate) in_recovery: bool,
+    pub(crate) system_identifier: u64,
 }
 
 /// A slot that holds WAL for this agent.
@@ -135,7 +136,7 @@ impl Server {
             .query_one(
                 "SELECT current_setting('fsync'), current_setting('full_page_writes'), \
                  current_setting('server_version_num'), \
-                 pg_is_in_recovery()",
+                 pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())",
                 &[],
             )
             .await
@@ -151,7 +152,11 @@ impl Server {
                 return Err(Trouble::new(Kind::Misuse, words).with_hint(hint));
             }
         }
-        Ok(Settings { version_num: setting(2).parse().unwrap_or(0), in_recovery: row.get(3) })
+        Ok(Settings {
+            version_num: setting(2).parse().unwrap_or(0),
+            in_recovery: row.get(3),
+            system_identifier: row.get::<_, i64>(4).cast_unsigned(),
+        })
     }
 
     /// Everything that can be asked at once, without a judgement.

@@ -266,7 +266,11 @@ fn retention() -> Result<()> {
     replace(
         &scratch,
         &mut pair.leader_agent,
-        &[("archive", "keep_bytes", "2MB"), ("archive", "max_bytes", "24MB")],
+        &[
+            ("archive", "keep_bytes", "2MB"),
+            ("archive", "max_bytes", "24MB"),
+            ("archive", "expect_followers", "30s"),
+        ],
     )?;
     pair.catch_up(PATIENCE)?;
 

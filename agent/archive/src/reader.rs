@@ -255,6 +255,9 @@ impl ArchiveReader {
         if at_segment_end && !(self.position < bound && self.open_next()?) {
             return Ok(());
         }
+        if self.pieces.is_none() {
+            return Ok(()); // opened by the other way
+        }
         if self.position == size.start_of(self.segment) && bound >= size.end_of(self.segment) {
             self.frames = self.one_frame_for_each_cell()?.unwrap_or_default();
         }
@@ -375,6 +378,7 @@ impl ArchiveReader {
             }
         }
         pieces.consume(piece);
+        self.frames.clear(); // they were measured from another place on
         Ok(!beyond)
     }
 

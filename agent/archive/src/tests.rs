@@ -526,6 +526,29 @@ fn a_copy_from_a_frame_start_is_the_same_file() {
     }
 }
 
+/// A reader that came before its segment did: when it looks, all of it may be there.
+#[test]
+fn copies_of_a_segment_that_was_not_there_yet() {
+    let (_, archive) = lossy(2);
+    let wal = wal(4, 7 * MB);
+    let mut writer = writer(&archive, Lsn(2 * MB)).expect("opened");
+    writer.append(Lsn(2 * MB), &wal[..2 << 20]).expect("appended");
+    writer.flush().expect("flushed");
+    let reader = ArchiveReader::open(&archive, TIMELINE, Lsn(4 * MB)).expect("at the end");
+    let mut reader = reader.for_copies();
+    writer.append(Lsn(4 * MB), &wal[2 << 20..]).expect("appended");
+    let bound = writer.sync().expect("synced");
+    let (_, copy) = lossy(2);
+    let mut copied = self::writer(&copy, Lsn(4 * MB)).expect("opened");
+    let mut received = Vec::new();
+    while let Some(chunk) = reader.next(bound).expect("sound") {
+        let bytes = chunk.file_bytes.expect("from a frame's start on");
+        let got = copied.receive(chunk.start, chunk.begins_frame, bytes, &mut received);
+        received_is_written_only_by_commit(got.expect("whole blocks"));
+    }
+    assert!(received == wal[2 << 20..]);
+}
+
 /// Retention was faster than a reader: that is told, not waited for.
 #[test]
 fn a_reader_whose_next_segment_is_gone_says_so() {

@@ -144,6 +144,9 @@ async fn relay(
         fast_checkpoint: request.fast_checkpoint,
         max_rate: request.max_rate,
     };
+    // It will ask for WAL from the redo pointer of a checkpoint that is still to come.
+    let expected = Expected::new(node, request.node.as_str());
+    expected.from(node.positions.get(Position::Appended));
     let start = server.base_backup(&options).await?;
     let identity = node.identity().ok_or_else(|| Trouble::io("archive", "it is not open"))?;
     if start.timeline != identity.timeline {
@@ -155,9 +158,7 @@ async fn relay(
         .with_hint("the leader's agent needs a new archive after a promotion of its server"));
     }
     check_tail(node)?;
-    // It will ask for WAL from here on, when it has unpacked all of this.
-    let name = request.node.as_str();
-    node.positions.with_follower(name, |follower| follower.needs = start.start);
+    expected.from(start.start);
     let started = BackupStarted {
         node: node.name(),
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
@@ -188,9 +189,33 @@ async fn relay(
             }
         };
         goes_on &= send(part).await;
-        node.positions.with_follower(name, |_| {});
     }
     Ok(())
+}
+
+/// A node that is being bootstrapped: the archive keeps what it will ask for, as for a follower that is
+/// connected, and for a while after it has gone.
+struct Expected<'a> {
+    node: &'a Node,
+    name: &'a str,
+}
+
+impl<'a> Expected<'a> {
+    fn new(node: &'a Node, name: &'a str) -> Self {
+        node.positions.with_follower(name, |follower| follower.connections += 1);
+        Self { node, name }
+    }
+
+    /// It will need WAL from here on.
+    fn from(&self, lsn: Lsn) {
+        self.node.positions.with_follower(self.name, |follower| follower.needs = lsn);
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.node.positions.with_follower(self.name, |follower| follower.connections -= 1);
+    }
 }
 
 /// Waits until the slot is needed no more.

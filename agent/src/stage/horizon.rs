@@ -55,14 +55,38 @@ pub(crate) async fn refuse_misuse(conninfo: &str) -> Result<(), Trouble> {
 
 async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
     let server = Server::connect(conninfo).await?;
-    let settings = server.settings().await?;
-    node.set_server_version(settings.version_num);
-    if settings.in_recovery {
-        node.stages.set(STAGE, State::Waiting, "the server is in recovery");
-        return Ok(());
-    }
     let mut holding = Holding::new(node.config.slot()?);
-    while !node.stopping() {
+    loop {
+        // Who must not be followed, or is no primary, is not to hold WAL for nothing.
+        let settings = match server.settings().await {
+            Ok(settings) => settings,
+            Err(trouble) => {
+                holding.release(&server).await;
+                return Err(trouble);
+            }
+        };
+        if settings.in_recovery {
+            holding.release(&server).await;
+            node.stages.set(STAGE, State::Waiting, "the server is in recovery");
+            return Ok(());
+        }
+        node.set_server_version(settings.version_num);
+        if node.stopping() {
+            return Ok(());
+        }
+        // Before it is known whose WAL this is, nothing of this server's means anything.
+        let Some(identity) = node.identity() else {
+            node.pause(ASK_EVERY).await;
+            continue;
+        };
+        if settings.system_identifier != identity.system_identifier {
+            let words = format_args!(
+                "[source] conninfo leads to system {}, data_directory is of system {}",
+                settings.system_identifier, identity.system_identifier
+            );
+            return Err(Trouble::new(Kind::Refused, words)
+                .with_hint("correct one of them: they must be the same server"));
+        }
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
         match holding.look(node, &server).await {
             Ok(Some(words)) => node.stages.set(STAGE, State::Streaming, words),
@@ -71,11 +95,7 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
             Err(trouble) => node.stages.fail(STAGE, State::Streaming, &trouble),
         }
         node.pause(ASK_EVERY).await;
-        if server.settings().await?.in_recovery {
-            return Ok(());
-        }
     }
-    Ok(())
 }
 
 /// The slot, as it was last seen.
@@ -90,6 +110,22 @@ struct Holding {
 impl Holding {
     fn new(name: Option<String>) -> Self {
         Self { name, restart: None, moved_at: Instant::now(), checked_at: None }
+    }
+
+    /// Drops the slot, if there is one. That it is still there harms only as long as the server keeps
+    /// its bound, and is said.
+    async fn release(&mut self, server: &Server) {
+        let Some(name) = &self.name else { return };
+        self.restart = None;
+        let released = match server.slot(name).await {
+            Ok(Some(slot)) if slot.is_ours => server.drop_slot(name).await,
+            Ok(_) => return,
+            Err(trouble) => Err(trouble),
+        };
+        match released {
+            Ok(()) => tracing::warn!(slot = name, "dropped: this server's WAL is not followed"),
+            Err(trouble) => tracing::warn!(slot = name, "not dropped: {trouble}"),
+        }
     }
 
     /// Makes the slot, moves it or drops it, if that is due. Says what holds WAL when it has looked.

@@ -163,6 +163,11 @@ async fn identify(node: &Arc<Node>, peer: &str) -> Result<(), Trouble> {
             return Err(Trouble::new(Kind::Refused, words));
         }
     };
+    if !standing.may_follow {
+        let words = format_args!("peer {peer} does not let this node have WAL");
+        return Err(Trouble::new(Kind::Refused, words)
+            .with_hint("it decides by its own [tls.roles]: add \"follower\" there"));
+    }
     let identity = Identity::of_standing(&standing)?.filter(|_| standing.first.is_valid());
     let Some(identity) = identity else {
         let words = format_args!("peer {peer} does not know yet whose WAL it has");
@@ -195,7 +200,16 @@ fn refused_state(node: &Node, peer: &str, refused: &Refused) {
     let (state, hint) = match refused.code {
         RefusalCode::NOT_ARCHIVED => (
             State::NeedsBootstrap,
-            "the peer's archive no longer reaches back to where this node is: bootstrap it again",
+            match node.config.store {
+                Some(_) => {
+                    "the peer's archive no longer reaches back to where this node is: bootstrap it \
+                     again"
+                }
+                None => {
+                    "the peer's archive no longer reaches back to where this node is: move its \
+                     archive directory away and restart it, it begins anew"
+                }
+            },
         ),
         RefusalCode::DIVERGED | RefusalCode::AHEAD_OF_LEADER => (
             State::Diverged,

@@ -29,9 +29,6 @@ use crate::trouble::Trouble;
 
 const STAGE: &str = "retention";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// After a start nothing that somebody may need is removed before followers have had the time to
-/// connect: they try again after at most 10 s.
-const GRACE: Duration = Duration::from_secs(30);
 /// The end of the archive stays: its writer, and whoever checks where it ends, reads it again.
 const KEEP_LAST: usize = 2;
 
@@ -101,7 +98,9 @@ fn segments(
             Some(file) if index < growing => *file,
             _ => archive.segment_file(name)?,
         };
-        known.insert(name, file);
+        if index < growing {
+            known.insert(name, file);
+        }
         let end = size.end_of(name.number(size).unwrap_or_default());
         segments.push(Kept { name, end, file });
     }
@@ -146,12 +145,14 @@ fn look(
 /// From where on WAL is needed by anybody.
 fn needed_from(node: &Node, size: SegmentSize, running: Duration) -> Lsn {
     let before = size.bytes() + RECORD_BYTES;
-    let by_followers = node.positions.needed_by_followers();
+    let expected = node.config.archive.expect_followers;
+    let by_followers = node.positions.needed_by_followers(expected);
     let mut needed = by_followers.map_or(Lsn(u64::MAX), |lsn| Lsn(lsn.0.saturating_sub(before)));
     if node.config.store.is_some() {
         needed = needed.min(node.positions.get(Position::RestartPoint));
     }
-    if node.config.listen.replication.is_some() && running < GRACE {
+    // After a start it is not known who they are.
+    if node.config.listen.replication.is_some() && running < expected {
         needed = Lsn::INVALID;
     }
     needed
@@ -242,6 +243,7 @@ mod tests {
                 keep_age: age,
                 max_bytes: max,
                 min_free_bytes: min_free,
+                expect_followers: Duration::ZERO,
             };
             let planned = plan(&segments, needed, &limits, 1000, now).remove;
             assert_eq!(planned, remove, "{limits:?}, needed from {needed}");
@@ -253,6 +255,7 @@ mod tests {
             keep_age: hours(1),
             max_bytes: Some(0),
             min_free_bytes: u64::MAX,
+            expect_followers: Duration::ZERO,
         };
         for few in 0..=2 {
             assert_eq!(plan(&segments[..few], nobody, &limits, 0, now).remove, 0);

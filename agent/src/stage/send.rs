@@ -33,6 +33,8 @@ const STAGE: &str = "send";
 const CONNECTIONS_MAX: usize = 32;
 /// Connections on which nobody has shown a certificate yet. They take none of the others' places.
 const STRANGERS_MAX: usize = 64;
+/// While nothing is due by time.
+const UNTIMED_PAUSE: Duration = Duration::from_secs(1);
 /// So exact is a follower's lag in seconds.
 const KEEP_TIME_EVERY: Duration = Duration::from_millis(100);
 /// Chunks between the archive's reader and the connection; the window of the protocol bounds what
@@ -209,7 +211,7 @@ async fn exchange(
             connection.close().await;
             return Ok(reason);
         }
-        let deadline = sender.poll_timeout().unwrap_or_else(Instant::now);
+        let deadline = sender.poll_timeout().unwrap_or_else(|| Instant::now() + UNTIMED_PAUSE);
         tokio::select! {
             read = connection.stream.read(&mut buffer) => match read? {
                 0 => return Ok(reason),
@@ -221,7 +223,14 @@ async fn exchange(
                     sender.set_positions(leader_positions(node))?;
                     sender.resume_accepted(clock::now(), archived)?;
                 }
-                Some(Feed::Refused(code, text)) => sender.refuse(code, &text)?,
+                Some(Feed::Refused(code, text)) => {
+                    // It comes again and again, and nothing is kept for what it cannot have.
+                    if let Some(name) = follower {
+                        node.positions
+                            .with_follower(name.as_str(), |known| known.needs = Lsn(u64::MAX));
+                    }
+                    sender.refuse(code, &text)?;
+                }
                 Some(Feed::Chunk(chunk)) => {
                     let (end, sent) = (chunk.end, chunk.bytes.len() as u64);
                     sender.set_positions(leader_positions(node))?;

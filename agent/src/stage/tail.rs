@@ -141,7 +141,12 @@ fn follow(node: &Arc<Node>, data_directory: &Path, heart: &Heart) -> Result<(), 
         if !wal.is_empty() {
             writer.append(lsn, wal)?;
         }
+        let durable = node.positions.get(Position::Durable);
         publish(node, &mut writer, size, tail.bound())?;
+        let now_durable = size.segment_of(node.positions.get(Position::Durable));
+        if let Some(gap) = tail.gap.as_ref().filter(|_| now_durable > size.segment_of(durable)) {
+            gap.forget_before(SegmentName::new(identity.timeline, now_durable, size));
+        }
         node.metrics.count_archived(wal.len() as u64, writer.written_bytes() - written_before);
         if let Some(pause) = node.config.source.flush_interval.checked_sub(begun.elapsed()) {
             std::thread::sleep(pause);
@@ -438,11 +443,6 @@ impl WalTail {
         }
         // A segment stays readable while it is open, also when the server has removed it.
         self.open.retain(|(number, _)| *number >= size.segment_of(end));
-        if let Some(gap) = &self.gap
-            && size.segment_of(end) > size.segment_of(self.bound)
-        {
-            gap.forget_before(SegmentName::new(self.identity.timeline, size.segment_of(end), size));
-        }
         self.bound = end;
         Ok(true)
     }

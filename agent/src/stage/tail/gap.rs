@@ -65,7 +65,12 @@ impl GapFiller {
             return Err(format!("{command}: {status}"));
         }
         self.judge(segment, &part)?;
+        // As durable as a segment of pg_wal, since what is shipped rests on it.
+        fs::File::open(&part).and_then(|file| file.sync_all()).map_err(io(&part))?;
         fs::rename(&part, &path).map_err(io(&path))?;
+        fs::File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io(&self.directory))?;
         self.has_fetched = true;
         tracing::info!(%segment, "fetched by gap_command");
         Ok(())
@@ -102,7 +107,7 @@ impl GapFiller {
         }
     }
 
-    /// The tail has passed everything before `segment`: what was fetched of it is needed no more.
+    /// The archive has everything before `segment` durably: what was fetched of it is needed no more.
     pub(super) fn forget_before(&self, segment: SegmentName) {
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         for entry in entries.flatten() {

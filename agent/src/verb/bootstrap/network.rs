@@ -83,7 +83,7 @@ pub(super) fn fetch(
                      checkpoint_timeout (run CHECKPOINT there to have it at once{hint})"
                 );
             }
-            let next = tokio::time::timeout(WAITING_LINE_INTERVAL, items.recv());
+            let next = async { tokio::time::timeout(WAITING_LINE_INTERVAL, items.recv()).await };
             if let Ok(first) = runtime.block_on(next) {
                 break first;
             }
