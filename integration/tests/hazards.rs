@@ -401,7 +401,7 @@ fn an_interrupted_promotion_is_asked_for_again() -> Result<()> {
     }
     pair.follower = Agent::new(&scratch, config)?;
     pair.follower.start()?;
-    pair.leader.pgbench_init(16, &[])?;
+    pair.leader.pgbench_init(48, &[])?;
     pair.catch_up(PATIENCE)?;
     let expected = digests_of(pair.leader.endpoint())?;
     pair.follower.kill()?;

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::process::{send_signal, wait_until};
-use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
+use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Pair, Scratch, Seed};
+use integration::{Source, StopMode};
 use rand::RngExt;
 use rustix::process::Signal;
 use walfmt::Lsn;
@@ -241,6 +242,45 @@ fn tail_detail(agent: &Agent) -> Result<String> {
 fn fetched(agent: &Agent) -> Result<Vec<PathBuf>> {
     let directory = agent.archive_directory().join("gap");
     fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Where the agent has nothing to ship, no slot of its own stays to hold WAL.
+#[test]
+fn no_slot_is_left_behind() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let bounded = options(&["max_slot_wal_keep_size = 16MB"]);
+    let mut server = Cluster::start_new(&scratch, "server", &bounded)?;
+    let other = Cluster::start_new(&scratch, "other", &bounded)?;
+    let slots = |server: &Cluster| {
+        server.sql("select coalesce(string_agg(slot_name, ','), '') from pg_replication_slots")
+    };
+    let mut agent = Agent::new(&scratch, AgentConfig::leader("leader1", &server)?)?;
+    agent.start()?;
+    wait_until("the slot is there", PATIENCE, || Ok(slots(&server)? == SLOT))?;
+
+    // The server comes back as a standby.
+    server.stop(StopMode::Fast)?;
+    scratch.file("server/standby.signal", "")?;
+    server.start()?;
+    wait_until("the slot is dropped on a standby", PATIENCE, || Ok(slots(&server)?.is_empty()))?;
+    agent.kill()?;
+
+    // conninfo leads elsewhere: nothing is made there, and it is said.
+    fs::remove_file(server.data_directory().join("standby.signal"))?;
+    server.stop(StopMode::Fast)?;
+    server.start()?;
+    let mut config = AgentConfig::leader("leader1", &server)?;
+    config.source = Source::Server {
+        data_directory: server.data_directory().to_owned(),
+        conninfo: Some(other.endpoint().conninfo()),
+    };
+    let mut agent = Agent::new(&scratch, config)?;
+    agent.start()?;
+    wait_until("it is said", PATIENCE, || {
+        Ok(agent.run_verb("status", &[])?.contains("conninfo leads to system"))
+    })?;
+    ensure!(slots(&other)?.is_empty(), "a slot on another server: {}", slots(&other)?);
+    Ok(())
 }
 
 /// Readers hold WAL against wishes, not against hard limits; who comes too late is told.
