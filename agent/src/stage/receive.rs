@@ -412,7 +412,7 @@ impl<'a> Keeper<'a> {
     fn open(node: &'a Node) -> Result<Self, Trouble> {
         let not_there = || {
             Trouble::misuse("the archive's cluster is not known")
-                .with_hint("make the store with `walferry bootstrap --from <base backup>`")
+                .with_hint("make the store with `walferry bootstrap`")
         };
         let archive = node.archive().ok_or_else(not_there)?.clone();
         let identity = node.identity().ok_or_else(not_there)?;

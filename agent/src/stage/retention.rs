@@ -13,6 +13,7 @@
 //! follower whose WAL is gone is told that it needs a new bootstrap.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -67,10 +68,23 @@ fn disks(node: &Node) {
         [("archive", Some(node.config.archive.directory.as_path())), ("store", store)]
     {
         // A store that is not there yet has no disk.
-        let Some(Ok(found)) = path.map(statvfs) else { continue };
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        node.metrics.set_disk(disk, bytes(found.f_blocks), bytes(found.f_bavail));
+        let Some(Ok(Space { size, free })) = path.map(space) else { continue };
+        node.metrics.set_disk(disk, size, free);
     }
+}
+
+/// A file system, in bytes.
+pub(crate) struct Space {
+    pub(crate) size: u64,
+    /// What this user may still take.
+    pub(crate) free: u64,
+}
+
+/// The file system that a path is on.
+pub(crate) fn space(path: &Path) -> std::io::Result<Space> {
+    let found = statvfs(path)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(Space { size: bytes(found.f_blocks), free: bytes(found.f_bavail) })
 }
 
 /// A segment's file in the archive.
@@ -113,15 +127,14 @@ fn look(
     segments: &[Kept],
     running: Duration,
 ) -> Result<(), Trouble> {
-    let free = statvfs(archive.dir())
-        .map(|found| found.f_bavail.saturating_mul(found.f_frsize))
-        .map_err(|error| Trouble::io(archive.dir().display(), error))?;
+    let Space { free, .. } =
+        space(archive.dir()).map_err(|error| Trouble::io(archive.dir().display(), error))?;
     let total: u64 = segments.iter().map(|kept| kept.file.bytes).sum();
     node.metrics.set_archive(total);
     let now = SystemTime::now();
     let needed = needed_from(node, archive.segment_size(), running);
-    let plan = plan(segments, needed, &node.config.archive, free, now);
-    for (number, kept) in segments.iter().enumerate().take(plan.remove) {
+    let remove = plan(segments, needed, &node.config.archive, free, now);
+    for (number, kept) in segments.iter().enumerate().take(remove) {
         archive.remove_segment(kept.name)?;
         if kept.end > needed {
             tracing::warn!(
@@ -133,11 +146,11 @@ fn look(
                 HumanBytes(free)
             );
         } else if number == 0 {
-            tracing::info!(segment = %kept.name, segments = plan.remove, "old WAL removed");
+            tracing::info!(segment = %kept.name, segments = remove, "old WAL removed");
         }
     }
-    if plan.remove > 0 {
-        node.metrics.count_removed(plan.remove as u64);
+    if remove > 0 {
+        node.metrics.count_removed(remove as u64);
     }
     Ok(())
 }
@@ -158,18 +171,14 @@ fn needed_from(node: &Node, size: SegmentSize, running: Duration) -> Lsn {
     needed
 }
 
-struct Plan {
-    /// How many go, from the oldest on.
-    remove: usize,
-}
-
+/// How many go, from the oldest on.
 fn plan(
     segments: &[Kept],
     needed: Lsn,
     limits: &ArchiveSection,
     mut free: u64,
     now: SystemTime,
-) -> Plan {
+) -> usize {
     let mut total: u64 = segments.iter().map(|kept| kept.file.bytes).sum();
     let mut remove = 0;
     for kept in &segments[..segments.len().saturating_sub(KEEP_LAST)] {
@@ -185,7 +194,7 @@ fn plan(
         total -= kept.file.bytes;
         free = free.saturating_add(kept.file.bytes);
     }
-    Plan { remove }
+    remove
 }
 
 #[cfg(test)]
@@ -245,7 +254,7 @@ mod tests {
                 min_free_bytes: min_free,
                 expect_followers: Duration::ZERO,
             };
-            let planned = plan(&segments, needed, &limits, 1000, now).remove;
+            let planned = plan(&segments, needed, &limits, 1000, now);
             assert_eq!(planned, remove, "{limits:?}, needed from {needed}");
         }
         let limits = ArchiveSection {
@@ -258,7 +267,7 @@ mod tests {
             expect_followers: Duration::ZERO,
         };
         for few in 0..=2 {
-            assert_eq!(plan(&segments[..few], nobody, &limits, 0, now).remove, 0);
+            assert_eq!(plan(&segments[..few], nobody, &limits, 0, now), 0);
         }
     }
 }

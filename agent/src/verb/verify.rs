@@ -106,7 +106,7 @@ fn cannot_look(directory: &Path, error: OpenError) -> Trouble {
         ),
         OpenError::File(file) if file.is_not_found() => {
             Trouble::misuse(format_args!("{} is not a store: {error}", directory.display()))
-                .with_hint("make the store with `walferry bootstrap --from <base backup>`")
+                .with_hint("make the store with `walferry bootstrap`")
         }
         _ => error.into(),
     }

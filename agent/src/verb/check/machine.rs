@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanBytes;
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::{Access, access};
 use walferry_archive::OsFiles;
 
 use super::finding::{Code, Findings};
 use crate::config::Config;
+use crate::stage::retention::space;
 use crate::stage::tail;
 
 /// A control file this much younger than now, in seconds, tells that the clock stands wrong.
@@ -105,8 +106,8 @@ pub(super) fn disks(config: &Config, findings: &mut Findings) {
 }
 
 fn room(config: &Config, what: &'static str, directory: &Path, findings: &mut Findings) {
-    let free = match statvfs(directory) {
-        Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
+    let free = match space(directory) {
+        Ok(found) => found.free,
         Err(error) => {
             let words = format_args!("{what}: {}: {error}", directory.display());
             findings.add(Code::DiskAccess, words, "check the disk");
