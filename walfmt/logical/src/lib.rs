@@ -1,0 +1,2 @@
+//! What WAL means: rows that changed, in transactions, as values.
+#![forbid(unsafe_code)]
