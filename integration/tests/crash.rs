@@ -549,6 +549,7 @@ fn config(directory: &Path, workers: usize, cache_pages: u64) -> StoreConfig {
         // Each checkpoint of the leader, unless the one before is not done yet.
         restart_point_interval: Duration::ZERO,
         verify_images: false,
+        rows: None,
     }
 }
 

@@ -176,6 +176,7 @@ fn replay(
         cache_bytes: 8 << 20,
         restart_point_interval: Duration::from_secs(1),
         verify_images: true,
+        rows: None,
     };
     let mut store = match broken {
         None => Store::open(&config)?,

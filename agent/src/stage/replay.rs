@@ -140,6 +140,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
         cache_bytes: config.cache_bytes,
         restart_point_interval: config.restart_point_interval,
         verify_images: config.verify_images,
+        rows: None,
     })?;
     let Some(mut reading) = Reading::start(node, heart, store.replay_from())? else {
         store.close()?;

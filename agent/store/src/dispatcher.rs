@@ -5,6 +5,7 @@
 //! system call; those come once per batch.
 
 mod routing;
+mod scan;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -13,17 +14,21 @@ use std::time::{Duration, Instant};
 
 use walfmt::control::ControlFile;
 use walfmt::rmgr::xlog::CheckPoint;
+use walfmt::rmgr::{RmgrId, heap, standby, xlog};
+use walfmt::row::Entry;
 use walfmt::{Lsn, RawRecord, Record, Timeline};
 use walfmt_physical::{RedoContext, RouteError, route};
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::counters::Counters;
 use crate::dispatcher::routing::Routing;
+pub use crate::dispatcher::scan::StoredRow;
 use crate::error::{PromotionError, ReplayError};
 use crate::layout::Layout;
 use crate::mappings;
 use crate::relations::Relations;
 use crate::restart_point::{Job, RestartPoint, RestartPoints};
+use crate::rows::Rows;
 use crate::shared::{Failure, Shared};
 use crate::tablespaces;
 use crate::transactions::Transactions;
@@ -46,6 +51,7 @@ pub(crate) struct Dispatcher {
     counters: Counters,
     context: RedoContext,
     timeline: Timeline,
+    rows: Option<RecordRows>,
 
     /// The batch that is being filled.
     records: RecordBuffer,
@@ -99,6 +105,13 @@ pub(crate) struct DispatcherParts {
     pub(crate) context: RedoContext,
     pub(crate) checkpoint: CheckPoint,
     pub(crate) restart_point_interval: Duration,
+    pub(crate) rows: Option<Arc<Rows>>,
+}
+
+/// Records for whoever takes rows, as long as their batch is being filled.
+struct RecordRows {
+    rows: Arc<Rows>,
+    entries: Vec<u8>,
 }
 
 impl Dispatcher {
@@ -113,6 +126,7 @@ impl Dispatcher {
             relations: parts.relations,
             transactions: parts.transactions,
             counters: Counters::from_checkpoint(&parts.checkpoint),
+            rows: parts.rows.map(|rows| RecordRows { rows, entries: Vec::new() }),
             context: parts.context,
             timeline: parts.checkpoint.this_timeline,
             records: empty_records(),
@@ -139,6 +153,17 @@ impl Dispatcher {
 
     pub(crate) const fn dispatched(&self) -> Lsn {
         self.dispatched
+    }
+
+    /// Has all changed pages written to their files, and waits for it. Why one could not be is in
+    /// `shared`.
+    fn try_write_all_back(&self) -> Result<(), ThreadGone> {
+        self.restart_points.wait(&self.workers)?;
+        let written = self.workers.write_back()?;
+        for _ in 0..self.workers.count() {
+            self.workers.wait(&written)?;
+        }
+        Ok(())
     }
 
     pub(crate) const fn timeline(&self) -> Timeline {
@@ -170,6 +195,11 @@ impl Dispatcher {
         }
         self.staged_record = None;
         self.dispatched = raw.end;
+        if let Some(rows) = &mut self.rows
+            && is_of_use_to_decoding(raw)
+        {
+            Entry::write_record(raw, &mut rows.entries);
+        }
         if self.records.len() >= BATCH_BYTES {
             self.hand_over()?;
         }
@@ -360,6 +390,14 @@ impl Dispatcher {
         if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
             return Ok(());
         }
+        if let Some(RecordRows { rows, entries }) = &mut self.rows {
+            while !rows.has_room() {
+                if !self.workers.help() {
+                    rows.wait_for_room();
+                }
+            }
+            rows.put(self.workers.count(), std::mem::take(entries)); // before all workers are there
+        }
         let empty = self.spare_records.pop().unwrap_or_else(empty_records);
         let records = Arc::new(std::mem::replace(&mut self.records, empty));
         for worker in 0..self.workers.count() {
@@ -431,6 +469,25 @@ impl Dispatcher {
         self.restart_points
             .begin(Job { written, workers, origins, checkpoint, min_recovery_point })
             .map_err(gone)
+    }
+}
+
+/// Whether decoding needs to know of a record that changes no rows, or speaks of none.
+fn is_of_use_to_decoding(raw: &RawRecord<'_>) -> bool {
+    match raw.header.rmgr {
+        RmgrId::XACT
+        | RmgrId::SMGR
+        | RmgrId::DATABASE
+        | RmgrId::RELMAP
+        | RmgrId::SEQUENCE
+        | RmgrId::LOGICAL_MESSAGE => true,
+        RmgrId::STANDBY => raw.header.opcode() == standby::RUNNING_XACTS,
+        RmgrId::HEAP => raw.header.info & heap::OPCODE_MASK == heap::TRUNCATE,
+        RmgrId::XLOG => matches!(
+            raw.header.opcode(),
+            xlog::CHECKPOINT_SHUTDOWN | xlog::END_OF_RECOVERY | xlog::PARAMETER_CHANGE
+        ),
+        _ => false,
     }
 }
 

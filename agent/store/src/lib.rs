@@ -73,6 +73,7 @@ mod prepare;
 mod relation_maps;
 mod relations;
 mod restart_point;
+mod rows;
 mod shared;
 mod slru;
 mod store;
@@ -89,12 +90,14 @@ mod writeback;
 
 pub use counters::Counters;
 pub use crew::SideWork;
+pub use dispatcher::StoredRow;
 pub use error::{
     CopyFault, FileError, LockError, NotConsistent, OpenError, PageFault, PrepareError,
     PromotionError, Refusal, ReplayError,
 };
 pub use inspection::{Damage, DamageKind, Findings, Inspection, Listing};
 pub use restart_point::RestartPoint;
+pub use rows::Rows;
 pub use store::{PromotionState, Store, StoreConfig, StoreIdentity};
 pub use tablespaces::tablespaces_directory;
 pub use verify::BrokenRule;

@@ -9,7 +9,8 @@
 //! 15.18. There a checkpoint's `oldestMulti` moves only limits for new multixacts; releases before
 //! 9.5 relied on it to truncate.
 
-use walfmt::bytes::put;
+use walfmt::TransactionId;
+use walfmt::bytes::{put, u32_at};
 use walfmt::rmgr::multixact::{Create, Truncate};
 use walfmt::slru::{
     EntryPosition, MULTIXACT_MEMBERS, MULTIXACT_OFFSETS, MemberPosition, segment_of_page,
@@ -22,6 +23,10 @@ use crate::slru::Slru;
 
 /// The first multixact id, also after they wrapped around.
 const FIRST_MULTI: u32 = 1;
+/// `MultiXactStatusNoKeyUpdate`, and above it `MultiXactStatusUpdate`; those below only lock.
+const STATUS_NO_KEY_UPDATE: u8 = 4;
+/// No multixact has more members: `MAX_BACKENDS`.
+const MEMBERS_LOOKED_AT_MAX: u32 = 0x3_FFFF;
 
 pub(crate) struct MultiXacts {
     offsets: Slru,
@@ -58,6 +63,31 @@ impl MultiXacts {
             MultiXactChange::Create(create) => self.create(create),
             MultiXactChange::Truncate(truncate) => self.truncate(truncate),
         }
+    }
+
+    /// The transaction of a multixact that has updated or deleted the row, if one has
+    /// (`MultiXactIdGetUpdateXid`).
+    pub(crate) fn updater(&mut self, multi: u32) -> Result<Option<TransactionId>, FileError> {
+        let next = multi.wrapping_add(1).max(FIRST_MULTI);
+        let (mut offset, end) = (self.offset(multi)?, self.offset(next)?);
+        // As many as there can be backends, and then some: whatever the pages say.
+        for _ in 0..MEMBERS_LOOKED_AT_MAX {
+            if offset == end {
+                break;
+            }
+            let place = MemberPosition::of(offset);
+            let page = self.members.page(place.page)?;
+            if page[place.status] >= STATUS_NO_KEY_UPDATE {
+                return Ok(Some(TransactionId(u32_at(page, place.xid))));
+            }
+            offset = offset.wrapping_add(1);
+        }
+        Ok(None)
+    }
+
+    fn offset(&mut self, multi: u32) -> Result<u32, FileError> {
+        let place = EntryPosition::of_multixact_offset(multi);
+        Ok(u32_at(self.offsets.page(place.page)?, place.byte))
     }
 
     /// Writes what was changed. It is durable after the next sync.

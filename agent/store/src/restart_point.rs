@@ -28,6 +28,7 @@ use crate::disk::FileSystem;
 use crate::error::FileError;
 use crate::layout::Layout;
 use crate::origins::Origins;
+use crate::rows::Rows;
 use crate::shared::{Failure, Shared};
 use crate::workers::{ThreadGone, Workers};
 
@@ -73,6 +74,7 @@ impl RestartPoints {
         control: &Arc<Mutex<ControlFile>>,
         shared: &Arc<Shared>,
         redo: Lsn,
+        rows: Option<Arc<Rows>>,
     ) -> io::Result<Self> {
         let (jobs, inbox) = unbounded();
         let (done_sender, done) = unbounded();
@@ -85,6 +87,7 @@ impl RestartPoints {
             control: Arc::clone(control),
             shared: Arc::clone(shared),
             redo: Arc::clone(&redo),
+            rows,
         };
         let is_running = Arc::clone(&running);
         let work = move || {
@@ -145,6 +148,7 @@ struct SyncThread {
     control: Arc<Mutex<ControlFile>>,
     shared: Arc<Shared>,
     redo: Arc<AtomicU64>,
+    rows: Option<Arc<Rows>>,
 }
 
 impl SyncThread {
@@ -154,6 +158,9 @@ impl SyncThread {
             if job.written.recv() != Ok(true) {
                 return;
             }
+        }
+        if let (Some(rows), Some(checkpoint)) = (&self.rows, &job.checkpoint) {
+            rows.wait_durable(checkpoint.contents.redo);
         }
         let finished = job
             .origins

@@ -8,7 +8,8 @@ use std::time::Duration;
 use walfmt::backup_label::BackupLabel;
 use walfmt::control::{ClusterState, ControlFile};
 use walfmt::rmgr::xlog::CheckPoint;
-use walfmt::{BLOCK_SIZE, Lsn, RawRecord, SegmentSize, Timeline, Version};
+use walfmt::relation::{DatabaseLocator, RelFileLocator};
+use walfmt::{BLOCK_SIZE, Lsn, RawRecord, SegmentSize, Timeline, TransactionId, Version};
 use walfmt_physical::RedoContext;
 
 use crate::cleanup::remove_stale_files;
@@ -16,7 +17,7 @@ use crate::control;
 use crate::counters::Counters;
 use crate::crew::SideWork;
 use crate::disk::{Disk, OsDisk};
-use crate::dispatcher::{Dispatcher, DispatcherParts};
+use crate::dispatcher::{Dispatcher, DispatcherParts, StoredRow};
 use crate::error::{
     FileError, NotConsistent, OpenError, PrepareError, PromotionError, ReplayError,
 };
@@ -25,6 +26,7 @@ use crate::lock::StoreLock;
 use crate::prepare::{prepare, refusal};
 use crate::relations::Relations;
 use crate::restart_point::{FileSystems, RestartPoints, end_backup, raise_min_recovery_point};
+use crate::rows::Rows;
 use crate::shared::Shared;
 use crate::tablespaces;
 use crate::transactions::Transactions;
@@ -47,6 +49,8 @@ pub struct StoreConfig {
     /// Compare each page with the image that its record carries for that, and stop replay at the
     /// first that differs: `wal_consistency_checking` of the leader makes its WAL carry them.
     pub verify_images: bool,
+    /// Who takes the rows that change, if anybody does.
+    pub rows: Option<Arc<Rows>>,
 }
 
 /// Which cluster a store is a copy of.
@@ -306,6 +310,49 @@ impl Store {
         self.consistency().is_ok()
     }
 
+    /// Waits until all records given so far are applied, and lies in the files, for
+    /// [`relation_map`](Self::relation_map) and [`scan`](Self::scan).
+    ///
+    /// # Errors
+    /// [`ReplayError`] for one of them, or a write.
+    pub fn settle_files(&mut self) -> Result<(), ReplayError> {
+        self.dispatcher.settle_files()
+    }
+
+    /// The catalogs without a place of their own in `pg_class`: their OIDs and file numbers. Nothing
+    /// if the database has no map (yet).
+    ///
+    /// # Errors
+    /// [`ReplayError::File`].
+    pub fn relation_map(
+        &self,
+        database: DatabaseLocator,
+    ) -> Result<Vec<(u32, u32)>, ReplayError> {
+        self.dispatcher.relation_map(database)
+    }
+
+    /// Gives all rows of a heap that are not gone for everybody, as of
+    /// [`settle_files`](Self::settle_files). Nothing if it has no file.
+    ///
+    /// # Errors
+    /// [`ReplayError::File`].
+    pub fn scan(
+        &mut self,
+        locator: RelFileLocator,
+        each: impl FnMut(StoredRow<'_>),
+    ) -> Result<(), ReplayError> {
+        self.dispatcher.scan(locator, each)
+    }
+
+    /// The transactions that have not ended as of the last record; after a crash of the leader some
+    /// among them that never will.
+    ///
+    /// # Errors
+    /// [`ReplayError::File`].
+    pub fn unfinished(&mut self) -> Result<Vec<TransactionId>, ReplayError> {
+        self.dispatcher.unfinished()
+    }
+
     /// Makes the last checkpoint of the leader a restart point and waits until it is durable. Gives
     /// the redo pointer then in force: the old one if there was no newer checkpoint, or pages are
     /// missing.
@@ -405,6 +452,9 @@ impl Store {
         let transactions = Transactions::open(layout, &control)?;
         let count = config.workers.max(1);
         let shared = Arc::new(Shared::new(control.version, count, checkpoint.redo));
+        if let Some(rows) = &config.rows {
+            rows.begin(count + 1, Arc::clone(&shared.applied)); // workers, dispatcher
+        }
         let relations = Relations::new(layout.clone());
         let workers = Workers::start(&WorkersConfig {
             count,
@@ -417,6 +467,7 @@ impl Store {
             context,
             verify_images: config.verify_images,
             broken_rule,
+            rows: config.rows.as_ref(),
         })
         .map_err(OpenError::Thread)?;
         let file_systems = FileSystems::open(layout)?;
@@ -425,7 +476,7 @@ impl Store {
         }
         let control = Arc::new(Mutex::new(control));
         let restart_points =
-            RestartPoints::start(layout, file_systems, &control, &shared, checkpoint.redo)
+            RestartPoints::start(layout, file_systems, &control, &shared, checkpoint.redo, config.rows.clone())
                 .map_err(OpenError::Thread)?;
         let dispatcher = Dispatcher::new(DispatcherParts {
             layout: layout.clone(),
@@ -438,6 +489,7 @@ impl Store {
             context,
             checkpoint,
             restart_point_interval: config.restart_point_interval,
+            rows: config.rows.clone(),
         });
         Ok(Self {
             lock: None,

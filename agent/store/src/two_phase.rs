@@ -78,6 +78,11 @@ impl PreparedTransactions {
         Ok(Self { layout, transactions })
     }
 
+    /// The transactions that are prepared.
+    pub(crate) fn xids(&self) -> impl Iterator<Item = TransactionId> {
+        self.transactions.keys().map(|xid| TransactionId(*xid))
+    }
+
     /// A transaction is prepared by the record that ends at `end`; whether it was not known yet.
     pub(crate) fn prepare(&mut self, xid: TransactionId, end: Lsn, state: &[u8]) -> bool {
         if matches!(self.transactions.get(&xid.0), Some(Prepared::OnDisk)) {

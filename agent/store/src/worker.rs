@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
-use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page};
+use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page, write_rows};
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::cache::{Hint, PageCache, PageKey};
@@ -27,6 +27,7 @@ use crate::crew::{Crew, Member};
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
+use crate::rows::Rows;
 use crate::shared::{Failure, Shared};
 use crate::verify::{BrokenRule, verify};
 use crate::writeback::{WriteBack, checksum_mismatch};
@@ -114,6 +115,8 @@ pub(crate) struct WorkerParts {
     /// See [`StoreConfig::verify_images`](crate::StoreConfig::verify_images).
     pub(crate) verify_images: bool,
     pub(crate) broken_rule: Option<BrokenRule>,
+    /// Who wants to see the rows that change.
+    pub(crate) rows: Option<Arc<Rows>>,
     pub(crate) inbox: Receiver<Message>,
     /// All workers, itself included.
     pub(crate) crew: Arc<Crew>,
@@ -136,6 +139,8 @@ pub(crate) struct Worker {
     reached: Lsn,
     /// Images that were compared in the batch at hand.
     images_verified: u64,
+    /// The rows that were changed in the batch at hand.
+    row_entries: Vec<u8>,
 }
 
 struct WritingRestartPoint {
@@ -172,6 +177,7 @@ impl Worker {
             given: Lsn::INVALID,
             reached: Lsn::INVALID,
             images_verified: 0,
+            row_entries: Vec::new(),
             parts,
         }
     }
@@ -212,6 +218,9 @@ impl Worker {
         let applied = self.apply_tasks(&records, &tasks);
         drop(records); // before the answer: the dispatcher uses the buffer again
         self.send_notes();
+        if let Some(rows) = &self.parts.rows {
+            rows.put(self.parts.number, std::mem::take(&mut self.row_entries));
+        }
         self.parts.shared.count_verified(std::mem::take(&mut self.images_verified));
         match applied {
             Ok(true) => self.parts.shared.publish(self.parts.number, end),
@@ -271,6 +280,11 @@ impl Worker {
         let (page, loose) = self.parts.cache.loose_page_mut(slot);
         let outcome = redo_page(record, task.change, page_id, page, loose, &self.parts.context)
             .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        if self.parts.rows.is_some() {
+            let page = self.parts.cache.page_mut(slot);
+            write_rows(record, task.change, page, &outcome, &mut self.row_entries)
+                .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        }
         if let Some(broken_rule) = self.parts.broken_rule {
             broken_rule(record, self.parts.cache.page_mut(slot));
         }

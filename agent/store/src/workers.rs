@@ -15,6 +15,7 @@ use crate::crew::{Crew, SideWork, WorkerGone};
 use crate::files::Files;
 use crate::layout::Layout;
 use crate::relations::Names;
+use crate::rows::Rows;
 use crate::shared::Shared;
 use crate::verify::BrokenRule;
 use crate::worker::{Doomed, Message, Worker, WorkerParts};
@@ -38,6 +39,7 @@ pub(crate) struct WorkersConfig<'a> {
     pub(crate) context: RedoContext,
     pub(crate) verify_images: bool,
     pub(crate) broken_rule: Option<BrokenRule>,
+    pub(crate) rows: Option<&'a Arc<Rows>>,
 }
 
 /// A worker, or a thread of the store, ended before it was told to.
@@ -66,6 +68,7 @@ impl Workers {
                 context: config.context,
                 verify_images: config.verify_images,
                 broken_rule: config.broken_rule,
+                rows: config.rows.cloned(),
                 inbox,
                 crew: Arc::clone(&crew),
                 returns: returns_sender.clone(),

@@ -25,6 +25,7 @@ pub mod record;
 pub mod relation;
 pub mod replication_state;
 pub mod rmgr;
+pub mod row;
 pub mod segment;
 pub mod slru;
 pub mod stream;

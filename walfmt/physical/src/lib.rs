@@ -42,6 +42,7 @@ mod redo;
 mod relmap;
 mod replication_origin;
 mod route;
+mod rows;
 mod sequence;
 mod smgr;
 mod tablespace;
@@ -56,6 +57,7 @@ pub use multixact::MultiXactChange;
 pub use redo::{likely_item, page_need, redo_page};
 pub use replication_origin::OriginChange;
 pub use route::{RouteError, route};
+pub use rows::{changes_rows, write_rows};
 
 use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFileLocator, RelFork};
 use walfmt::rmgr::heap2::RewriteMapping;

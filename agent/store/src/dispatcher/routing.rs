@@ -109,15 +109,9 @@ impl Routing<'_> {
     /// Has all changed pages written to their files, and waits for it.
     fn write_all_back(&mut self) -> Result<(), ReplayError> {
         self.settle()?;
-        let dispatcher = &mut *self.dispatcher;
-        let gone = |ThreadGone| ReplayError::ThreadGone;
-        dispatcher.restart_points.wait(&dispatcher.workers).map_err(gone)?;
-        let written = dispatcher.workers.write_back().map_err(gone)?;
-        for _ in 0..dispatcher.workers.count() {
-            // Why one could not is in `shared`.
-            dispatcher.workers.wait(&written).map_err(gone)?;
-        }
-        dispatcher.check()
+        let written = self.dispatcher.try_write_all_back();
+        written.map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        self.dispatcher.check()
     }
 
     /// Forgets all relations in these directories, which are going to be removed.

@@ -93,6 +93,7 @@ pub fn config(directory: &Path, workers: usize, cache_pages: u64) -> StoreConfig
         cache_bytes: cache_pages * BLOCK_SIZE as u64,
         restart_point_interval: Duration::from_secs(3600),
         verify_images: false,
+        rows: None,
     }
 }
 
