@@ -5,10 +5,10 @@
 //! image:  [0 .. hole_offset)                            [ .. 8192)      then pglz, LZ4 or zstd
 //! ```
 //!
-//! Rules: `RestoreBlockImage` in `src/backend/access/transam/xlogreader.c`; the pglz stream is that
-//! of `src/common/pg_lzcompress.c`.
+//! Rules: `RestoreBlockImage` in `src/backend/access/transam/xlogreader.c`.
 
 use crate::cursor::Cursor;
+use crate::pglz;
 use crate::record::DecodeError;
 use crate::relation::BLOCK_SIZE;
 use crate::version::Version;
@@ -128,7 +128,9 @@ impl BlockImage<'_> {
             let packed = &mut page[..packed_size];
             let unpacked = match self.compression {
                 Compression::None => unreachable!("handled above"),
-                Compression::Pglz => pglz_decompress(self.bytes, packed),
+                Compression::Pglz => pglz::decompress(self.bytes, packed)
+                    .map(|()| packed_size)
+                    .map_err(|error| error.to_string()),
                 Compression::Lz4 => lz4_flex::block::decompress_into(self.bytes, packed)
                     .map_err(|error| error.to_string()),
                 Compression::Zstd => zstd::bulk::decompress_to_buffer(self.bytes, packed)
@@ -142,51 +144,5 @@ impl BlockImage<'_> {
         }
         page[hole_start..hole_end].fill(0);
         Ok(())
-    }
-}
-
-/// Unpacks a pglz stream. Input must be used up and output filled exactly; gives the output's
-/// length.
-///
-/// ```text
-/// control byte, then 8 items, its lowest bit first:
-///   0   one literal byte
-///   1   a match: b0 b1 [b2]    length = (b0 & 0x0F) + 3, if that is 18: + b2
-///                              distance = (b0 & 0xF0) << 4 | b1, 1..=4095; may overlap itself
-/// ```
-fn pglz_decompress(input: &[u8], output: &mut [u8]) -> Result<usize, String> {
-    let mut input = input.iter().copied();
-    let mut next = || input.next().ok_or_else(|| "pglz stream ends early".to_owned());
-    let mut filled = 0;
-    while filled < output.len() {
-        let control = next()?;
-        for bit in 0..8 {
-            if filled == output.len() {
-                break;
-            }
-            if control >> bit & 1 == 0 {
-                output[filled] = next()?;
-                filled += 1;
-                continue;
-            }
-            let (b0, b1) = (next()?, next()?);
-            let mut length = usize::from(b0 & 0x0F) + 3;
-            if length == 18 {
-                length += usize::from(next()?);
-            }
-            let distance = usize::from(b0 & 0xF0) << 4 | usize::from(b1);
-            if distance == 0 || distance > filled {
-                return Err(format!("pglz match at {filled} reaches back {distance} bytes"));
-            }
-            let end = (filled + length).min(output.len());
-            while filled < end {
-                output[filled] = output[filled - distance];
-                filled += 1;
-            }
-        }
-    }
-    match input.len() {
-        0 => Ok(filled),
-        left => Err(format!("{left} bytes left of pglz stream")),
     }
 }

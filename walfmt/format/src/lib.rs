@@ -21,6 +21,7 @@ pub mod history;
 pub mod image;
 pub mod lsn;
 pub mod page;
+pub mod pglz;
 pub mod record;
 pub mod relation;
 pub mod replication_state;
