@@ -92,6 +92,9 @@ pub mod flags {
     pub const SPECULATIVE: u8 = 0x01;
     /// The deletion is half of a row's way to another partition.
     pub const PARTITION_MOVE: u8 = 0x02;
+    /// A loaded row of `pg_attribute` that comes before all others, for what it says of the catalogs
+    /// themselves. It comes again.
+    pub const COLUMNS_ONLY: u8 = 0x04;
 }
 
 /// Bytes that are no entry.

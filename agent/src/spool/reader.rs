@@ -1,0 +1,231 @@
+//! Reading a spool from its beginning, and again what was read.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use walfmt::Lsn;
+use walfmt::bytes::{u32_at, u64_at};
+use walfmt::row::Entry;
+use walfmt_logical::{EntrySource, Place};
+
+use super::{
+    CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, corrupt, list, trouble,
+};
+use crate::trouble::{Kind, Trouble};
+
+/// How much of what was read is kept, in bytes: transactions of this size are not read twice.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Places: the file's number above, the offset in it below.
+const OFFSET_BITS: u32 = 40;
+
+/// A chunk of a spool.
+#[derive(Clone)]
+pub(crate) struct Chunk {
+    /// Where its first entry is.
+    pub(crate) place: u64,
+    /// All rows before this position are in it or before it.
+    pub(crate) end: Lsn,
+    bytes: Rc<Vec<u8>>,
+}
+
+impl Chunk {
+    /// Its entries, one behind the other.
+    pub(crate) fn entries(&self) -> &[u8] {
+        self.bytes.get(CHUNK_HEADER_SIZE..).unwrap_or_default()
+    }
+
+    fn holds(&self, place: u64) -> bool {
+        (self.place..self.place + self.entries().len() as u64).contains(&place)
+    }
+}
+
+/// Reads a spool.
+pub(crate) struct Reader {
+    directory: PathBuf,
+    files: Vec<OpenFile>,
+    /// The next chunk: in the last file, at this offset.
+    next: u64,
+    /// Where all chunks read so far begin, and their whole lengths.
+    known: Vec<(u64, u32)>,
+    kept: VecDeque<Chunk>,
+    kept_bytes: usize,
+}
+
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+    header: FileHeader,
+}
+
+impl Reader {
+    /// Begins with the newest file that begins with the catalogs and is not behind `from`; without
+    /// `from`, with the oldest one. Nothing if there is none.
+    pub(crate) fn open(directory: &Path, from: Option<Lsn>) -> Result<Option<Self>, Trouble> {
+        let files = match list(directory) {
+            Ok(files) => files,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(trouble("reading", directory, error)),
+        };
+        let mut chosen = None;
+        for (start, path) in files {
+            if chosen.is_some() && from.is_none_or(|from| start > from) {
+                break;
+            }
+            if let Some(open) = open(path)?
+                && open.header.is_base
+            {
+                chosen = Some(open);
+            }
+        }
+        Ok(chosen.map(|open| Self {
+            directory: directory.to_owned(),
+            files: vec![open],
+            next: HEADER_SIZE as u64,
+            known: Vec::new(),
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+        }))
+    }
+
+    /// What the first file says.
+    pub(crate) fn header(&self) -> FileHeader {
+        self.files[0].header
+    }
+
+    /// The next chunk, if there is one by now.
+    pub(crate) fn next(&mut self) -> Result<Option<Chunk>, Trouble> {
+        loop {
+            let number = self.files.len() - 1;
+            if let Some(chunk) = self.read(number, self.next)? {
+                let length = chunk.bytes.len();
+                self.known.push((chunk.place, u32::try_from(length).unwrap_or(u32::MAX)));
+                self.next += length as u64;
+                self.keep(chunk.clone());
+                return Ok(Some(chunk));
+            }
+            if !self.next_file()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Goes on to the next file, if there is one; the one at hand is finished then.
+    fn next_file(&mut self) -> Result<bool, Trouble> {
+        let last = self.files.last().expect("one was opened").header.start;
+        let files = list(&self.directory);
+        let files = files.map_err(|error| trouble("reading", &self.directory, error))?;
+        let Some((start, path)) = files.into_iter().find(|(start, _)| *start > last) else {
+            return Ok(false);
+        };
+        // It was begun after the last chunk of this one was written.
+        if self.read(self.files.len() - 1, self.next)?.is_some() {
+            return Ok(true);
+        }
+        let Some(open) = open(path)? else { return Ok(false) };
+        if open.header.is_base {
+            return Err(Trouble::new(
+                Kind::NotThere,
+                format_args!("the row spool has a gap: it begins anew at {start}"),
+            )
+            .with_hint(format!(
+                "rows in between were not captured: take a new copy of the tables, then go on with \
+                 --after {start}/0"
+            )));
+        }
+        self.files.push(open);
+        self.next = HEADER_SIZE as u64;
+        Ok(true)
+    }
+
+    /// The chunk at an offset of a file; nothing if it is not there, or not whole, yet.
+    fn read(&self, number: usize, offset: u64) -> Result<Option<Chunk>, Trouble> {
+        let OpenFile { path, file, .. } = &self.files[number];
+        let reading = |error| trouble("reading", path, error);
+        let mut head = [0; CHUNK_HEADER_SIZE];
+        if read_at(file, &mut head, offset).map_err(reading)? < head.len() {
+            return Ok(None);
+        }
+        let length = u32_at(&head, 0) as usize;
+        if !(8..=CHUNK_SIZE_MAX).contains(&length) {
+            return Err(corrupt(path, offset, &format!("a chunk of {length} bytes")));
+        }
+        let there = file.metadata().map_err(reading)?.len();
+        if there < offset + 8 + length as u64 {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; 8 + length];
+        if read_at(file, &mut bytes, offset).map_err(reading)? < bytes.len() {
+            return Ok(None);
+        }
+        if crc32c::crc32c(&bytes[8..]) != u32_at(&bytes, 4) {
+            return Err(corrupt(path, offset, "the chunk's CRC does not match"));
+        }
+        let place = ((number as u64) << OFFSET_BITS) + offset + CHUNK_HEADER_SIZE as u64;
+        Ok(Some(Chunk { place, end: Lsn(u64_at(&bytes, 8)), bytes: Rc::new(bytes) }))
+    }
+
+    fn keep(&mut self, chunk: Chunk) {
+        self.kept_bytes += chunk.bytes.len();
+        self.kept.push_back(chunk);
+        while self.kept_bytes > KEPT_BYTES_MAX && self.kept.len() > 1 {
+            if let Some(oldest) = self.kept.pop_front() {
+                self.kept_bytes -= oldest.bytes.len();
+            }
+        }
+    }
+
+    /// The place among those kept of the chunk that holds `place`, brought there if it has to be.
+    fn find(&mut self, place: u64) -> Result<usize, Trouble> {
+        // The newest first: small transactions are told right after they were read.
+        if let Some(at) = self.kept.iter().rposition(|chunk| chunk.holds(place)) {
+            return Ok(at);
+        }
+        let known = self.known.partition_point(|(begin, _)| *begin <= place);
+        let nowhere = || Trouble::new(Kind::Corrupt, "an entry of the row spool is nowhere");
+        let (begin, _) = *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
+        let number = usize::try_from(begin >> OFFSET_BITS).unwrap_or(usize::MAX);
+        let offset = (begin & ((1 << OFFSET_BITS) - 1)) - CHUNK_HEADER_SIZE as u64;
+        let chunk = self.read(number, offset)?.filter(|chunk| chunk.holds(place));
+        self.keep(chunk.ok_or_else(nowhere)?);
+        Ok(self.kept.len() - 1)
+    }
+}
+
+impl EntrySource for Reader {
+    type Error = Trouble;
+
+    fn entry(&mut self, Place(place): Place) -> Result<Entry<'_>, Trouble> {
+        let at = self.find(place)?;
+        let chunk = &self.kept[at];
+        let offset = usize::try_from(place - chunk.place).unwrap_or(usize::MAX);
+        let bytes = chunk.entries().get(offset..).unwrap_or_default();
+        match Entry::read(bytes) {
+            Ok((entry, _)) => Ok(entry),
+            Err(error) => Err(Trouble::new(Kind::Corrupt, format_args!("row spool: {error}"))),
+        }
+    }
+}
+
+fn open(path: PathBuf) -> Result<Option<OpenFile>, Trouble> {
+    let file = File::open(&path).map_err(|error| trouble("opening", &path, error))?;
+    let mut header = [0; HEADER_SIZE];
+    let read = read_at(&file, &mut header, 0).map_err(|error| trouble("reading", &path, error))?;
+    let header = FileHeader::from_bytes(&header).filter(|_| read == HEADER_SIZE);
+    Ok(header.map(|header| OpenFile { path, file, header }))
+}
+
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

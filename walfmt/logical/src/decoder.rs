@@ -1,0 +1,481 @@
+//! Entries in, whole transactions out.
+//!
+//! A transaction's entries are noted by their places as they come, each with the subtransaction it
+//! belongs to. Its commit says which subtransactions count; then their entries are read again, in the
+//! order they came, and told. An aborted one is forgotten.
+//!
+//! Rules: `src/backend/replication/logical/reorderbuffer.c`, `decode.c`.
+
+mod telling;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use walfmt::rmgr::logical_message::Message;
+use walfmt::rmgr::relmap::{self, RelationMap};
+use walfmt::rmgr::sequence::SequenceRow;
+use walfmt::rmgr::smgr;
+use walfmt::rmgr::standby::RunningXacts;
+use walfmt::rmgr::xact::{self, End, Prepare};
+use walfmt::rmgr::{RmgrId, xlog};
+use walfmt::row::{Entry, EntryError, EntryKind};
+use walfmt::{Lsn, Record, RelFileLocator, TransactionId, Version};
+
+use crate::catalog::{CatalogError, Catalogs, PG_CLASS, Role, View};
+use crate::event::{Body, Event, EventSink};
+use crate::relation::Relation;
+use crate::tuple::TupleError;
+use crate::value::VarlenaError;
+
+/// Where an entry is kept; later entries have larger places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(pub u64);
+
+/// Where an event stands among all: what was told up to here need not be told again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Where the record of the transaction's commit begins; of a message that is in none, its own.
+    pub commit: Lsn,
+    /// Which of the transaction's events it is: 0 is its begin.
+    pub ordinal: u64,
+}
+
+impl fmt::Display for Position {
+    /// `LSN/ordinal`, as `--after` of `walferry decode` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.commit, self.ordinal)
+    }
+}
+
+/// Who keeps entries.
+pub trait EntrySource {
+    /// Why one cannot be had.
+    type Error;
+
+    /// Gives an entry back.
+    ///
+    /// # Errors
+    /// Its own: decoding stops with it.
+    fn entry(&mut self, place: Place) -> Result<Entry<'_>, Self::Error>;
+}
+
+/// Why decoding cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError<S, K> {
+    /// The entries' keeper failed.
+    #[error("{0}")]
+    Source(S),
+    /// Whoever listens failed.
+    #[error("{0}")]
+    Sink(K),
+    /// An entry is broken.
+    #[error("record at {at}: {source}")]
+    Entry {
+        /// Its record.
+        at: Lsn,
+        /// What is wrong.
+        source: EntryError,
+    },
+    /// A record is broken.
+    #[error("record at {at}: {reason}")]
+    Record {
+        /// Where it begins.
+        at: Lsn,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A row of a catalog cannot be read.
+    #[error("record at {at}: {source}")]
+    Catalog {
+        /// The record.
+        at: Lsn,
+        /// What is wrong.
+        source: CatalogError,
+    },
+    /// A row cannot be read.
+    #[error("record at {at}, row of {relation}: {source}")]
+    Tuple {
+        /// The record.
+        at: Lsn,
+        /// Schema and name.
+        relation: String,
+        /// What is wrong.
+        source: TupleError,
+    },
+    /// A long value cannot be read.
+    #[error("record at {at}: {source}")]
+    Varlena {
+        /// The record.
+        at: Lsn,
+        /// What is wrong.
+        source: VarlenaError,
+    },
+    /// No class has this file.
+    #[error("record at {at}: no relation is known with the file {locator}")]
+    Relation {
+        /// The record.
+        at: Lsn,
+        /// The file.
+        locator: RelFileLocator,
+    },
+    /// The row was not on its page any more when it was looked for, or half of an update is missing.
+    #[error("record at {at}: a row of {locator} was lost")]
+    Lost {
+        /// The record.
+        at: Lsn,
+        /// The relation's file.
+        locator: RelFileLocator,
+    },
+}
+
+/// What a transaction has done so far, subtransactions apart.
+#[derive(Debug, Default)]
+struct Open {
+    /// The first of its records that was noted.
+    first: Lsn,
+    changes: Vec<Change>,
+    /// Chunks of long values: their relations and places.
+    chunks: Vec<(u32, Place)>,
+    /// Its records that changed catalogs.
+    catalogs: Vec<Lsn>,
+}
+
+/// An entry of a transaction that is looked at again when it commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Change {
+    place: Place,
+    /// It is a row of `pg_class`.
+    is_class: bool,
+}
+
+/// Turns entries into events. Entries must come in WAL order.
+#[derive(Debug)]
+pub struct Decoder {
+    catalogs: Catalogs,
+    open: HashMap<TransactionId, Open, foldhash::fast::RandomState>,
+    /// Prepared transactions with their subtransactions, which outlive a restart of the server.
+    prepared: HashSet<TransactionId>,
+    /// Transactions that had not ended when decoding began. Until all have, nothing is told: what they
+    /// did before is not known.
+    incomplete: HashSet<TransactionId>,
+    has_begun: bool,
+    /// The shapes that were told last, by database and OID.
+    told: BTreeMap<(u32, u32), std::sync::Arc<Relation>>,
+}
+
+impl Decoder {
+    /// Begins with nothing: what was loaded comes first among the entries.
+    #[must_use]
+    pub fn new(version: &'static Version) -> Self {
+        Self {
+            catalogs: Catalogs::new(version),
+            open: HashMap::default(),
+            prepared: HashSet::new(),
+            incomplete: HashSet::new(),
+            has_begun: false,
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Whether everything that commits from here on is told.
+    #[must_use]
+    pub fn is_telling(&self) -> bool {
+        self.has_begun && self.incomplete.is_empty()
+    }
+
+    /// The databases that are there now: OIDs and default tablespaces.
+    pub fn databases(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.catalogs.databases()
+    }
+
+    /// Takes the next entry; `place` is where `source` can find it again. Tells `sink` what came of it.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; decoding cannot go on then.
+    pub fn push<S: EntrySource, K: EventSink>(
+        &mut self,
+        entry: &Entry<'_>,
+        place: Place,
+        source: &mut S,
+        sink: &mut K,
+    ) -> Result<(), DecodeError<S::Error, K::Error>> {
+        match entry.kind {
+            EntryKind::Mapped => {
+                let (database, file) = (entry.locator.database, entry.locator.relation);
+                self.catalogs.map(database, file, entry.block);
+                Ok(())
+            }
+            EntryKind::Loaded => self.observe(entry.locator.relation, entry),
+            EntryKind::Begin => {
+                let xids = entry.contents.chunks_exact(4);
+                let xids = xids.map(|xid| TransactionId(walfmt::bytes::u32_at(xid, 0)));
+                self.incomplete.extend(xids);
+                self.has_begun = true;
+                Ok(())
+            }
+            EntryKind::Record => self.record(entry, place, source, sink),
+            _ => self.row(entry, place),
+        }
+    }
+
+    fn row<S, K>(&mut self, entry: &Entry<'_>, place: Place) -> Result<(), DecodeError<S, K>> {
+        match self.catalogs.role(entry.locator) {
+            Role::Table => {
+                self.opened(entry).changes.push(Change { place, is_class: false });
+            }
+            Role::Toast(relation) => {
+                if !entry.contents.is_empty() {
+                    self.opened(entry).chunks.push((relation, place));
+                }
+            }
+            Role::Catalog(catalog) => {
+                self.observe(catalog, entry)?;
+                let open = self.opened(entry);
+                open.catalogs.push(entry.start);
+                if catalog == PG_CLASS {
+                    open.changes.push(Change { place, is_class: true });
+                }
+            }
+            Role::Other => {}
+        }
+        Ok(())
+    }
+
+    /// The transaction of an entry.
+    #[inline]
+    fn opened(&mut self, entry: &Entry<'_>) -> &mut Open {
+        let open = self.open.entry(entry.xid).or_default();
+        if !open.first.is_valid() {
+            open.first = entry.start;
+        }
+        open
+    }
+
+    fn observe<S, K>(
+        &mut self,
+        catalog: u32,
+        entry: &Entry<'_>,
+    ) -> Result<(), DecodeError<S, K>> {
+        let observed = self.catalogs.observe(catalog, entry);
+        observed.map_err(|source| DecodeError::Catalog { at: entry.start, source })
+    }
+
+    fn record<S: EntrySource, K: EventSink>(
+        &mut self,
+        entry: &Entry<'_>,
+        place: Place,
+        source: &mut S,
+        sink: &mut K,
+    ) -> Result<(), DecodeError<S::Error, K::Error>> {
+        let at = entry.start;
+        let raw = entry.record().map_err(|source| DecodeError::Entry { at, source })?;
+        let version = self.catalogs.version();
+        let record = Record::decode(&raw, version).map_err(|error| broken(at, &error))?;
+        let (info, main) = (record.header.info, record.main_data);
+        match record.header.rmgr {
+            RmgrId::XACT => match info & xact::OPCODE_MASK {
+                xact::COMMIT | xact::COMMIT_PREPARED => {
+                    let end = End::read(main, info, version).map_err(|error| broken(at, &error))?;
+                    self.commit(&record, &end, source, sink)?;
+                }
+                xact::ABORT | xact::ABORT_PREPARED => {
+                    let end = End::read(main, info, version).map_err(|error| broken(at, &error))?;
+                    for xid in tree_of(&record, &end) {
+                        self.abort(xid);
+                    }
+                }
+                xact::PREPARE => {
+                    let prepare =
+                        Prepare::read(main, version).map_err(|error| broken(at, &error))?;
+                    self.prepared.insert(record.header.xid);
+                    self.prepared.extend(prepare.subxacts());
+                }
+                _ => {}
+            },
+            RmgrId::STANDBY => {
+                let running = RunningXacts::read(main).map_err(|error| broken(at, &error))?;
+                self.end_before(running.oldest_running_xid);
+            }
+            RmgrId::XLOG if is_a_new_life(record.header.opcode()) => self.end_unprepared(),
+            RmgrId::RELMAP if record.header.opcode() == relmap::UPDATE => {
+                let map = RelationMap::read(main, version).map_err(|error| broken(at, &error))?;
+                self.remap(&map, record.header.xid, source)?;
+            }
+            RmgrId::SMGR if record.header.opcode() == smgr::TRUNCATE => {
+                let truncate = smgr::Truncate::read(main).map_err(|error| broken(at, &error))?;
+                let role = self.catalogs.role(truncate.locator);
+                if truncate.blocks == 0 && record.header.xid.is_valid() && role == Role::Table {
+                    self.opened(entry).changes.push(Change { place, is_class: false });
+                }
+            }
+            RmgrId::LOGICAL_MESSAGE => {
+                let message = Message::read(main).map_err(|error| broken(at, &error))?;
+                if message.transactional {
+                    self.opened(entry).changes.push(Change { place, is_class: false });
+                } else if self.is_telling() {
+                    let database = self.catalogs.database_name(message.database, View::now(at));
+                    let body = Body::Message {
+                        database: &database,
+                        transactional: false,
+                        prefix: message.prefix,
+                        content: message.contents,
+                    };
+                    tell_alone(at, record.header.xid, body, sink)?;
+                }
+            }
+            RmgrId::SEQUENCE => {
+                let row = SequenceRow::read(main).map_err(|error| broken(at, &error))?;
+                let relation = self.catalogs.relation(row.locator, View::now(at), false);
+                match relation {
+                    Some(relation) if self.is_telling() => {
+                        let body = telling::sequence(&relation, row.tuple)
+                            .map_err(|reason| broken(at, &reason))?;
+                        tell_alone(at, record.header.xid, body, sink)?;
+                    }
+                    Some(_) => {}
+                    // It is this transaction's own until it commits.
+                    None => self.opened(entry).changes.push(Change { place, is_class: false }),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn abort(&mut self, xid: TransactionId) {
+        self.open.remove(&xid);
+        self.prepared.remove(&xid);
+        self.incomplete.remove(&xid);
+        self.catalogs.abort(xid);
+    }
+
+    /// Transactions before `oldest` have ended; those of which no end was seen went with a crash.
+    fn end_before(&mut self, oldest: TransactionId) {
+        let known = self.open.keys().chain(&self.incomplete).copied();
+        let ended: Vec<_> = known.filter(|xid| xid.precedes(oldest)).collect();
+        ended.into_iter().for_each(|xid| self.abort(xid));
+    }
+
+    /// The server has started anew: only prepared transactions are left.
+    fn end_unprepared(&mut self) {
+        let known = self.open.keys().chain(&self.incomplete).copied();
+        let ended: Vec<_> = known.filter(|xid| !self.prepared.contains(xid)).collect();
+        ended.into_iter().for_each(|xid| self.abort(xid));
+    }
+
+    /// A relation map has changed. Rows that came before it, and were taken for a table's, may be a
+    /// catalog's: VACUUM FULL of `pg_class` changes its own new file before it says that it is one.
+    fn remap<S: EntrySource, K>(
+        &mut self,
+        map: &RelationMap<'_>,
+        xid: TransactionId,
+        source: &mut S,
+    ) -> Result<(), DecodeError<S::Error, K>> {
+        let files = self.catalogs.remap(map);
+        let Some(open) = self.open.get_mut(&xid).filter(|_| !files.is_empty()) else {
+            return Ok(());
+        };
+        let changes = std::mem::take(&mut open.changes);
+        let database = map.database.database;
+        let mut kept = Vec::with_capacity(changes.len());
+        for change in changes {
+            let entry = source.entry(change.place).map_err(DecodeError::Source)?;
+            let locator = entry.locator;
+            if change.is_class || locator.database != database || !files.contains(&locator.relation)
+            {
+                kept.push(change);
+                continue;
+            }
+            if let Role::Catalog(catalog) = self.catalogs.role(locator) {
+                let observed = self.catalogs.observe(catalog, &entry);
+                observed.map_err(|source| DecodeError::Catalog { at: entry.start, source })?;
+                if let Some(open) = self.open.get_mut(&xid) {
+                    open.catalogs.push(entry.start);
+                }
+                if catalog == PG_CLASS {
+                    kept.push(Change { is_class: true, ..change });
+                }
+            }
+        }
+        if let Some(open) = self.open.get_mut(&xid) {
+            open.changes = kept;
+            open.catalogs.sort_unstable();
+        }
+        Ok(())
+    }
+
+    fn commit<S: EntrySource, K: EventSink>(
+        &mut self,
+        record: &Record<'_>,
+        end: &End<'_>,
+        source: &mut S,
+        sink: &mut K,
+    ) -> Result<(), DecodeError<S::Error, K::Error>> {
+        let tree = tree_of(record, end);
+        let is_telling = self.is_telling();
+        let mut done = Open::default();
+        for xid in &tree {
+            self.prepared.remove(xid);
+            self.incomplete.remove(xid);
+            let Some(mut open) = self.open.remove(xid) else { continue };
+            if done.changes.is_empty() && done.chunks.is_empty() && done.catalogs.is_empty() {
+                done = open;
+            } else {
+                done.changes.append(&mut open.changes);
+                done.chunks.append(&mut open.chunks);
+                done.catalogs.append(&mut open.catalogs);
+            }
+        }
+        if tree.len() > 1 {
+            done.changes.sort();
+            done.catalogs.sort_unstable();
+        }
+        if is_telling && !done.changes.is_empty() {
+            let transaction = telling::Transaction {
+                xid: end.twophase_xid.unwrap_or(record.header.xid),
+                commit: record.start,
+                time: end.time,
+                tree: &tree,
+                done: &done,
+            };
+            transaction.tell(&mut self.catalogs, &mut self.told, source, sink)?;
+        }
+        if !done.catalogs.is_empty() || tree.iter().any(|xid| self.catalogs.has_touched(*xid)) {
+            self.catalogs.commit(&tree, record.start);
+        }
+        if self.catalogs.has_history() {
+            let first = self.open.values().map(|open| open.first).min();
+            self.catalogs.forget(first.unwrap_or(record.end));
+        }
+        Ok(())
+    }
+}
+
+/// A record after which no transaction of before goes on, but prepared ones.
+const fn is_a_new_life(opcode: u8) -> bool {
+    matches!(opcode, xlog::CHECKPOINT_SHUTDOWN | xlog::END_OF_RECOVERY)
+}
+
+/// The transaction and its subtransactions that share its end, in ascending order.
+fn tree_of(record: &Record<'_>, end: &End<'_>) -> Vec<TransactionId> {
+    let top = end.twophase_xid.unwrap_or(record.header.xid);
+    let mut tree: Vec<_> = std::iter::once(top).chain(end.subxacts()).collect();
+    tree.sort_unstable_by_key(|xid| xid.0);
+    tree.dedup();
+    tree
+}
+
+fn broken<S, K>(at: Lsn, reason: &impl fmt::Display) -> DecodeError<S, K> {
+    DecodeError::Record { at, reason: reason.to_string() }
+}
+
+fn tell_alone<S, K: EventSink>(
+    at: Lsn,
+    xid: TransactionId,
+    body: Body<'_>,
+    sink: &mut K,
+) -> Result<(), DecodeError<S, K::Error>> {
+    let position = Position { commit: at, ordinal: 0 };
+    let event = Event { position, lsn: at, xid, commit_time: 0, body };
+    sink.event(&event).map_err(DecodeError::Sink)
+}
