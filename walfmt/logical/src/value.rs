@@ -70,7 +70,9 @@ pub enum Kind {
     Builtin(&'static Builtin),
     /// A label for each OID of `pg_enum`.
     Enum(Arc<BTreeMap<u32, Box<str>>>),
-    /// An array of values of this type (`typelem`).
+    /// An array of values of this type (`typelem`): a type whose `typsubscript` is
+    /// `array_subscript_handler`, unless [`Kind::of_builtin`] knows it. `int2vector` and
+    /// `oidvector` look like arrays in `pg_type`, and have a text of their own.
     Array(Arc<Type>),
     /// As the type that the domain is over (`typbasetype`).
     Domain(Arc<Type>),
