@@ -115,6 +115,47 @@ fn texts_are_those_of_the_server() {
     }
 }
 
+#[test]
+fn spoiled_values_do_no_harm() {
+    let file = File::read();
+    let mut state = 15u64;
+    let mut random = |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let (mut printed, mut refused) = (0, 0);
+    let mut text = Vec::new();
+    for golden in &file.goldens {
+        let payload = file.payload(golden);
+        for _ in 0..20 {
+            let mut spoiled = payload.clone();
+            for _ in 0..random(4) {
+                if !spoiled.is_empty() {
+                    let at = random(spoiled.len());
+                    spoiled[at] = [0, 1, 0x7F, 0x80, 0xFF, random(256) as u8][random(6)];
+                }
+            }
+            if random(4) == 0 {
+                spoiled.truncate(random(spoiled.len() + 1));
+            }
+            text.clear();
+            match print(&golden.ty, &spoiled, &mut text) {
+                Ok(()) => {
+                    assert!(std::str::from_utf8(&text).is_ok());
+                    printed += 1;
+                }
+                Err(_) => {
+                    assert!(text.is_empty());
+                    refused += 1;
+                }
+            }
+        }
+    }
+    println!("{printed} spoiled values printed, {refused} refused");
+    assert!(printed > 1000 && refused > 1000);
+}
+
 fn text_of(ty: &Type, payload: &[u8]) -> Result<Vec<u8>, ValueError> {
     let mut text = Vec::new();
     print(ty, payload, &mut text).map(|()| text)
