@@ -99,7 +99,7 @@ pub enum ValueError {
     /// Nothing is wrong: there is no rule for this type.
     #[error("values of type {oid} have no text here")]
     Unsupported {
-        /// The type's OID.
+        /// The OID of the type; of an array or domain, of what it is made of.
         oid: u32,
     },
     /// A payload of the wrong size.
