@@ -64,6 +64,10 @@ pub fn decompress(input: &[u8], output: &mut [u8]) -> Result<(), PglzError> {
                 return Err(PglzError::Match { at: filled, distance });
             }
             let end = (filled + length).min(output.len());
+            if filled + distance >= end {
+                output.copy_within(filled - distance..end - distance, filled);
+                filled = end;
+            }
             while filled < end {
                 output[filled] = output[filled - distance];
                 filled += 1;

@@ -70,7 +70,9 @@ pub enum Kind {
     Builtin(&'static Builtin),
     /// A label for each OID of `pg_enum`.
     Enum(Arc<BTreeMap<u32, Box<str>>>),
-    /// An array of values of this type (`typelem`).
+    /// An array of values of this type (`typelem`): a type whose `typsubscript` is
+    /// `array_subscript_handler`, unless [`Kind::of_builtin`] knows it. `int2vector` and
+    /// `oidvector` look like arrays in `pg_type`, and have a text of their own.
     Array(Arc<Type>),
     /// As the type that the domain is over (`typbasetype`).
     Domain(Arc<Type>),
@@ -97,7 +99,7 @@ pub enum ValueError {
     /// Nothing is wrong: there is no rule for this type.
     #[error("values of type {oid} have no text here")]
     Unsupported {
-        /// The type's OID.
+        /// The OID of the type; of an array or domain, of what it is made of.
         oid: u32,
     },
     /// A payload of the wrong size.

@@ -194,16 +194,16 @@ impl Elements<'_> {
 /// Puts what `out` has from `start` on in quotes, if it needs them.
 fn quote(start: usize, delimiter: u8, out: &mut Vec<u8>) {
     let text = &out[start..];
-    let escapes = text.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count();
-    let needed = escapes > 0
-        || text.is_empty()
-        || text.eq_ignore_ascii_case(b"NULL")
-        || text
-            .iter()
-            .any(|&byte| byte == delimiter || matches!(byte, b'{' | b'}' | b' ' | b'\t'..=b'\r'));
+    let means_something = |&byte: &u8| {
+        matches!(byte, b'"' | b'\\' | b'{' | b'}' | b' ' | b'\t'..=b'\r') || byte == delimiter
+    };
+    let needed = text.is_empty()
+        || text.iter().any(means_something)
+        || text.len() == 4 && text.eq_ignore_ascii_case(b"NULL");
     if !needed {
         return;
     }
+    let escapes = text.iter().filter(|byte| matches!(byte, b'"' | b'\\')).count();
     // From the end on each byte moves to its place, so that nothing needs a copy.
     let mut from = out.len();
     let mut to = from + escapes + 2;

@@ -3,9 +3,12 @@
 //! Of the decimals between the two points halfway to the neighbours PostgreSQL takes the shortest,
 //! and of those the nearest. It never takes a point halfway itself, although reading that would
 //! round to the number if its mantissa is even (`STRICTLY_SHORTEST` in `src/common/ryu_common.h`);
-//! `ryu` does, so what it gives is checked for that. It is rare: 9007199254740992e7 is one.
+//! `ryu` does, so what it gives is checked for that: 1e23 is halfway between two numbers, and the
+//! one that reading it gives is printed as 9.999999999999999e+22.
 //!
 //! Rules: `src/common/{d2s,f2s}.c`; how the digits are set out is `to_chars` there.
+
+use std::io::Write;
 
 use walfmt::bytes::{u32_at, u64_at};
 
@@ -62,7 +65,7 @@ where
     }
     let mut shortest = Decimal::parse(ryu::Buffer::new().format_finite(number).as_bytes());
     if binary.is_halfway(shortest) {
-        shortest = strictly_between(number, &binary).unwrap_or(shortest);
+        shortest = strictly_between(number, &binary, shortest).unwrap_or(shortest);
     }
     shortest.append(scientific, out);
 }
@@ -182,22 +185,28 @@ impl Decimal {
     }
 }
 
-/// The shortest decimal that reads back as `number` and is not halfway to a neighbour.
+/// The shortest decimal that reads back as `number` and is not halfway to a neighbour, as
+/// `halfway` is, which none with fewer digits does.
 #[cold]
-fn strictly_between<F>(number: F, binary: &Binary) -> Option<Decimal>
+fn strictly_between<F>(number: F, binary: &Binary, halfway: Decimal) -> Option<Decimal>
 where
-    F: std::fmt::LowerExp + std::str::FromStr + PartialEq + Into<f64> + Copy,
+    F: std::fmt::LowerExp + std::str::FromStr + Into<f64> + Copy,
 {
-    let reads_back = |decimal: &Decimal| {
-        let text = format!("{}e{}", decimal.digits, decimal.exponent);
-        text.parse::<F>().is_ok_and(|read| read.into().abs() == number.into().abs())
+    let magnitude = number.into().abs();
+    let mut buffer = [0; 48];
+    let mut reads_back = |decimal: &Decimal| {
+        let text = in_buffer(&mut buffer, format_args!("{}e{}", decimal.digits, decimal.exponent));
+        text.parse::<F>().is_ok_and(|read| read.into() == magnitude)
     };
-    (0..17).find_map(|after_point| {
-        let nearest = Decimal::parse(format!("{number:.after_point$e}").as_bytes());
+    let mut buffer = [0; 48];
+    let fewest = halfway.digits.checked_ilog10()? as usize;
+    (fewest..17).find_map(|after_point| {
+        let text = in_buffer(&mut buffer, format_args!("{number:.after_point$e}"));
+        let nearest = Decimal::parse(text.as_bytes());
         // Below a power of two there is less room than above: the nearest may be outside, and its
         // neighbour above inside. Neighbours are told apart at the full number of digits.
-        let digits = nearest.digits.checked_ilog10()? as usize + 1;
-        let missing = (after_point + 1).saturating_sub(digits) as u32;
+        let digits = nearest.digits.checked_ilog10()? + 1;
+        let missing = (after_point as u32 + 1).saturating_sub(digits);
         let next = Decimal {
             digits: nearest.digits * 10u64.pow(missing) + 1,
             exponent: nearest.exponent - missing.cast_signed(),
@@ -206,4 +215,14 @@ where
             .into_iter()
             .find(|decimal| !binary.is_halfway(*decimal) && reads_back(decimal))
     })
+}
+
+/// Formats without taking memory; what does not fit is left out, and that is never the case here.
+fn in_buffer<'a>(buffer: &'a mut [u8; 48], text: std::fmt::Arguments<'_>) -> &'a str {
+    let mut rest = buffer.as_mut_slice();
+    let fits = rest.write_fmt(text).is_ok();
+    let left = rest.len();
+    let written = buffer.len() - left;
+    debug_assert!(fits, "a number has fewer than 48 letters");
+    std::str::from_utf8(&buffer[..written]).unwrap_or_default()
 }

@@ -25,11 +25,15 @@ pub(super) fn decimal(value: impl itoa::Integer, out: &mut Vec<u8>) {
 }
 
 /// Appends each byte as two lower-case hexadecimal digits.
-#[inline]
 pub(super) fn hex(bytes: &[u8], out: &mut Vec<u8>) {
-    out.extend(bytes.iter().flat_map(|&byte| {
-        [HEX_LOWER[usize::from(byte >> 4)], HEX_LOWER[usize::from(byte & 0x0F)]]
-    }));
+    out.reserve(bytes.len() * 2);
+    for chunk in bytes.chunks(32) {
+        let mut digits = [0; 64];
+        for (pair, &byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(chunk) {
+            *pair = [HEX_LOWER[usize::from(byte >> 4)], HEX_LOWER[usize::from(byte & 0x0F)]];
+        }
+        out.extend_from_slice(&digits[..chunk.len() * 2]);
+    }
 }
 
 pub(super) fn boolean(datum: &[u8], out: &mut Vec<u8>) -> Result {
@@ -82,11 +86,14 @@ pub(super) fn bytea(datum: &[u8], out: &mut Vec<u8>) -> Result {
 }
 
 pub(super) fn uuid(datum: &[u8], out: &mut Vec<u8>) -> Result {
-    for (index, pair) in datum.chunks(2).enumerate() {
-        if (2..=5).contains(&index) {
+    let mut rest = datum;
+    for (index, length) in [4, 2, 2, 2, 6].into_iter().enumerate() {
+        if index > 0 {
             out.push(b'-');
         }
-        hex(pair, out);
+        let (group, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        hex(group, out);
+        rest = after;
     }
     Ok(())
 }

@@ -21,8 +21,9 @@
 //! with a `va_tcinfo`. A 4-byte header begins at the type's alignment, a 1-byte header anywhere:
 //! it is never 0, and the padding before a 4-byte header is.
 //!
-//! Rules: `src/include/varatt.h` (in 15 still `postgres.h`), `src/backend/access/common/
-//! {detoast,toast_compression}.c`, `att_align_pointer` in `src/include/access/tupmacs.h`.
+//! Rules: `src/include/varatt.h` (in 15 still part of `postgres.h`), `detoast.c` and
+//! `toast_compression.c` in `src/backend/access/common`, `att_align_pointer` in
+//! `src/include/access/tupmacs.h`.
 
 use std::borrow::Cow;
 
