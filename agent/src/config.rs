@@ -18,6 +18,9 @@
 //! [store]                                   # replay here
 //! data_directory = "/var/lib/walferry/store"
 //!
+//! [decode]                                  # capture the rows that change, for walferry decode
+//! directory = "/var/lib/walferry/rows"
+//!
 //! [listen]
 //! replication = "10.0.0.1:5480"             # followers connect here; off loopback only with [tls]
 //! metrics = "127.0.0.1:5481"                # /metrics, /healthz
@@ -50,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) source: SourceSection,
     pub(crate) archive: ArchiveSection,
     pub(crate) store: Option<StoreSection>,
+    pub(crate) decode: Option<DecodeSection>,
     pub(crate) listen: ListenSection,
     pub(crate) tls: Option<TlsSection>,
     /// Where the file lies, absolute.
@@ -58,7 +62,7 @@ pub(crate) struct Config {
 
 /// `NAMEDATALEN` - 1.
 const SLOT_NAME_MAX: usize = 63;
-const SECTIONS: [&str; 6] = ["node", "source", "archive", "store", "listen", "tls"];
+const SECTIONS: [&str; 7] = ["node", "source", "archive", "store", "decode", "listen", "tls"];
 
 /// `[node]`
 #[derive(Clone, Debug, Deserialize)]
@@ -157,6 +161,14 @@ pub(crate) struct StoreSection {
     pub(crate) bin_directory: PathBuf,
 }
 
+/// `[decode]`: capture the rows that change, as replay sees them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DecodeSection {
+    /// Where the row spool is kept.
+    pub(crate) directory: PathBuf,
+}
+
 /// `[listen]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -215,6 +227,7 @@ impl Config {
         let source = sections.require("source");
         let archive = sections.require("archive");
         let store = sections.take("store");
+        let decode = sections.take("decode");
         let listen = sections.take("listen").unwrap_or_default();
         let tls = sections.take("tls");
         let problems = sections.finish(&SECTIONS);
@@ -223,7 +236,7 @@ impl Config {
         else {
             return Err(problems);
         };
-        let config = Self { node, source, archive, store, listen, tls, path };
+        let config = Self { node, source, archive, store, decode, listen, tls, path };
         let problems: Vec<Problem> = config.check().into_iter().map(Problem::from).collect();
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
@@ -248,6 +261,9 @@ impl Config {
             all.push(Trouble::misuse("[archive] keep_bytes is more than max_bytes").with_hint(
                 "max_bytes is the hard limit, keep_bytes what is kept while nobody needs more",
             ));
+        }
+        if self.decode.is_some() && self.store.is_none() {
+            all.push(Trouble::misuse("[decode] needs a [store]: rows are seen while replaying"));
         }
         if self.store.as_ref().is_some_and(|store| store.workers == 0) {
             all.push(Trouble::misuse("[store] workers must be at least 1"));

@@ -25,6 +25,7 @@ mod peer;
 mod positions;
 mod server;
 mod service;
+mod spool;
 mod stage;
 mod tls;
 mod trouble;
@@ -103,6 +104,13 @@ enum Verb {
     ///
     /// Example: walferry promote --leader-is-dead --port 5433
     Promote(verb::promote::Arguments),
+    /// Print the rows that changed, as JSON lines: whole transactions in the order of their commits.
+    ///
+    /// Needs [decode] in the configuration: the agent captures rows while it replays, whatever the
+    /// leader's wal_level.
+    ///
+    /// Example: walferry decode --database shop --table 'public.*' --follow
+    Decode(verb::decode::Arguments),
     /// Copy a WAL file out of the archive, for use as restore_command.
     ///
     /// Exit status 3 if the archive does not hold it, 126 if that cannot be told.
@@ -121,6 +129,7 @@ fn main() -> ExitCode {
         Verb::Wait(of) => verb::wait::run(&arguments.config, of),
         Verb::Verify(of) => verb::verify::run(&arguments.config, of),
         Verb::Promote(of) => verb::promote::run(&arguments.config, of),
+        Verb::Decode(of) => verb::decode::run(&arguments.config, of),
         Verb::Fetch(of) => verb::fetch::run(&arguments.config, of),
     };
     match result {

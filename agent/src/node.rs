@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::positions::{Position, Positions};
 use crate::service;
 use crate::stage::heart::Hearts;
+use crate::stage::decode::{self, Capture};
 use crate::stage::{self, Stages, State, replay};
 use crate::tls::Tls;
 use crate::trouble::{Kind, Trouble};
@@ -50,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     /// Commands for replay; closed on a node without a store.
     pub(crate) replay: replay::Commands,
+    /// How rows get from replay into the spool, if they are captured.
+    pub(crate) capture: Option<Capture>,
     /// Places for base backups that are being passed on.
     pub(crate) backups: tokio::sync::Semaphore,
     /// Nothing where connections are plain text.
@@ -76,6 +79,7 @@ impl Node {
     pub(crate) fn new(config: Config) -> Result<Self, Trouble> {
         let metrics = Metrics::new(&config.node.name)
             .map_err(|error| Trouble::misuse(format_args!("metrics: {error}")))?;
+        let capture = config.decode.as_ref().map(|_| Capture::default());
         let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         Ok(Self {
             config,
@@ -86,6 +90,7 @@ impl Node {
             hearts: Hearts::default(),
             metrics,
             replay: replay::Commands::default(),
+            capture,
             files: Arc::new(OsFiles),
             identity: OnceLock::new(),
             archive: OnceLock::new(),
@@ -367,6 +372,9 @@ async fn start(node: &Arc<Node>) -> Result<Vec<StageThread>, Trouble> {
     }
     if config.store.is_some() {
         threads.push(spawn("replay", node, replay::run)?);
+        if config.decode.is_some() {
+            threads.push(spawn(decode::STAGE, node, decode::run)?);
+        }
     }
     threads.push(spawn("retention", node, stage::retention::run)?);
     if let Some(listener) = replication {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! leader:    server write ≥ server flush        source_durable ≥ appended ≥ durable
-//! follower:                                     received ≥ durable ≥ replayed
+//! follower:                                     received ≥ durable ≥ replayed, decoded
 //! ```
 //!
 //! Acknowledgements, metrics, status and retention read them here; nothing else keeps a copy. A
@@ -32,6 +32,8 @@ pub(crate) enum Position {
     Durable,
     /// End of the last record whose effects, and those of all before it, are in the store.
     Replayed,
+    /// All rows before it are in the row spool.
+    Decoded,
     /// Where the store would begin to replay after a crash: WAL from here on is needed.
     RestartPoint,
     /// The server's own word of what it has flushed. Evidence and metric, never a bound.
@@ -39,12 +41,13 @@ pub(crate) enum Position {
 }
 
 impl Position {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::SourceDurable,
         Self::Appended,
         Self::Received,
         Self::Durable,
         Self::Replayed,
+        Self::Decoded,
         Self::RestartPoint,
         Self::ServerFlush,
     ];
@@ -56,6 +59,7 @@ impl Position {
             Self::Received => "received",
             Self::Durable => "durable",
             Self::Replayed => "replayed",
+            Self::Decoded => "decoded",
             Self::RestartPoint => "restart_point",
             Self::ServerFlush => "server_flush",
         }

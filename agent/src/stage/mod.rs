@@ -4,6 +4,7 @@
 //! archive.
 
 pub(crate) mod backup;
+pub(crate) mod decode;
 pub(crate) mod heart;
 pub(crate) mod horizon;
 pub(crate) mod receive;

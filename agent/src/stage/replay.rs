@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use walferry_archive::ArchiveReader;
 use walferry_store::{Store, StoreConfig};
-use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart};
+use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart, Version};
 
 use crate::control::Promotion;
 use crate::identity::Identity;
@@ -19,7 +19,7 @@ use crate::node::Node;
 use crate::positions::Position;
 use crate::stage::heart::Heart;
 use crate::stage::replay::ahead::ReadAhead;
-use crate::stage::{State, receive};
+use crate::stage::{State, decode, receive};
 use crate::trouble::{Kind, Trouble};
 
 pub(crate) const STAGE: &str = "replay";
@@ -124,6 +124,9 @@ pub(crate) fn run(node: &Arc<Node>) {
         node.sleep(RETRY_PAUSE);
     };
     node.replay.end(end);
+    if let Some(capture) = &node.capture {
+        capture.end();
+    }
 }
 
 enum Ended {
@@ -140,7 +143,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
         cache_bytes: config.cache_bytes,
         restart_point_interval: config.restart_point_interval,
         verify_images: config.verify_images,
-        rows: None,
+        rows: node.capture.as_ref().map(|capture| Arc::clone(&capture.rows)),
     })?;
     let Some(mut reading) = Reading::start(node, heart, store.replay_from())? else {
         store.close()?;
@@ -151,11 +154,12 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
+    let mut capturing = Capturing::prepare(node, &store);
     let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
         heart.beat();
         let bound = node.positions.get(Position::Durable);
-        if reading.replay_available(node, heart, &mut store, bound)? {
+        if reading.replay_available(node, heart, &mut store, bound, &mut capturing)? {
             if let Some(catching_up) = &mut catching_up {
                 catching_up.observe(store.applied());
             }
@@ -170,6 +174,9 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
         if !bounded {
             store.set_consistent_after(store.applied())?;
             bounded = true;
+        }
+        if let Some(capturing) = &mut capturing {
+            capturing.begin(node, &mut store)?;
         }
         // A promotion comes at the end of what is durable, when nothing more can come.
         let settled = node.receiving_quiet() && bound == node.positions.get(Position::Durable);
@@ -215,6 +222,36 @@ fn report(node: &Node, store: &Store) {
     node.positions.advance(Position::RestartPoint, restart);
 }
 
+/// Rows for the spool: what replay has to do so that they can be decoded.
+struct Capturing {
+    /// The spool must begin anew, with the catalogs, as soon as the store is consistent.
+    needs_catalogs: bool,
+    made: decode::Watch,
+}
+
+impl Capturing {
+    /// Waits until the spool is open; nothing if there is none, or it has failed.
+    fn prepare(node: &Node, store: &Store) -> Option<Self> {
+        let capture = node.capture.as_ref()?;
+        let needs_catalogs = capture.needs_catalogs(node, store.replay_from())?;
+        Some(Self { needs_catalogs, made: decode::Watch::default() })
+    }
+
+    /// All that is durable is applied: if rows are still to be captured, they are from here on.
+    fn begin(&mut self, node: &Node, store: &mut Store) -> Result<(), Trouble> {
+        if let Some(capture) = &node.capture
+            && self.needs_catalogs
+            && store.is_consistent()
+        {
+            let at = store.applied();
+            let catalogs = decode::load_all(store, at)?;
+            capture.begin(at, catalogs);
+            self.needs_catalogs = false;
+        }
+        Ok(())
+    }
+}
+
 /// The way from the restart point to the archive's end, for the log: how far, how long, and for how
 /// long at most nothing was applied.
 struct CatchingUp {
@@ -255,6 +292,7 @@ struct Reading {
     ahead: ReadAhead,
     stream: RecordStream,
     segment_size: SegmentSize,
+    version: &'static Version,
     begin: Lsn,
     /// When positions were last told.
     reported: Instant,
@@ -299,7 +337,8 @@ impl Reading {
         stream.set_known_end(Lsn(u64::MAX));
         let reported = Instant::now();
         let ahead = ReadAhead::new(reader);
-        Ok(Some(Self { ahead, stream, segment_size: size, begin, reported }))
+        let version = identity.version;
+        Ok(Some(Self { ahead, stream, segment_size: size, version, begin, reported }))
     }
 
     /// Replays the next chunk; false if there is none yet.
@@ -309,6 +348,7 @@ impl Reading {
         heart: &Heart,
         store: &mut Store,
         bound: Lsn,
+        capturing: &mut Option<Capturing>,
     ) -> Result<bool, Trouble> {
         let Some(wal) = self.ahead.next(bound, || store.help())? else { return Ok(false) };
         let used = self.stream.push_buffer(wal);
@@ -322,6 +362,9 @@ impl Reading {
                     if let Err(error) = store.replay(record) {
                         report(node, store);
                         return Err(error.into());
+                    }
+                    if let Some(capturing) = capturing {
+                        capturing.made.observe(record, self.version, store)?;
                     }
                     records += 1;
                     if records % REPORT_RECORDS == 0 && self.reported.elapsed() >= REPORT_INTERVAL {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bootstrap;
 pub(crate) mod check;
+pub(crate) mod decode;
 pub(crate) mod fetch;
 pub(crate) mod promote;
 pub(crate) mod run;

@@ -102,19 +102,26 @@ impl Layout {
 
     /// The directories of all databases, in all tablespaces.
     pub(crate) fn database_directories(&self) -> Result<Vec<PathBuf>, FileError> {
-        let mut parents = vec![self.at("base")];
+        let databases = self.databases()?.into_iter();
+        Ok(databases.map(|directory| self.database_directory(directory)).collect())
+    }
+
+    /// All databases, once for each tablespace that has a directory for them.
+    pub(crate) fn databases(&self) -> Result<Vec<DatabaseLocator>, FileError> {
+        let mut parents = vec![(DEFAULT_TABLESPACE, self.at("base"))];
         for entry in self.list_existing(&self.at("pg_tblspc"))? {
             if let Ok(tablespace) = entry.name.parse() {
-                parents.push(self.tablespace_directory(tablespace));
+                parents.push((tablespace, self.tablespace_directory(tablespace)));
             }
         }
-        let mut directories = Vec::new();
-        for parent in parents {
+        let mut databases = Vec::new();
+        for (tablespace, parent) in parents {
             let entries = self.list_existing(&parent)?.into_iter();
-            let databases = entries.filter(|entry| entry.name.parse::<u32>().is_ok());
-            directories.extend(databases.map(|entry| parent.join(entry.name)));
+            let numbers = entries.filter_map(|entry| entry.name.parse().ok());
+            databases
+                .extend(numbers.map(|database| DatabaseLocator { tablespace, database }));
         }
-        Ok(directories)
+        Ok(databases)
     }
 
     /// The link to a tablespace, or the tablespace itself if it is in place.

@@ -37,6 +37,8 @@ pub struct Rows {
     queued: AtomicUsize,
     /// All before it is durable with the one who takes rows.
     durable: AtomicU64,
+    /// What somebody waits for to be durable.
+    wanted: AtomicU64,
     /// Nobody takes rows any more.
     abandoned: AtomicBool,
 }
@@ -62,6 +64,7 @@ impl Default for Rows {
             changed: Condvar::new(),
             queued: AtomicUsize::new(0),
             durable: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
         }
     }
@@ -103,6 +106,8 @@ impl Rows {
 
     /// Waits until all rows before `redo` are durable, or nobody takes them.
     pub(crate) fn wait_durable(&self, redo: Lsn) {
+        self.wanted.fetch_max(redo.0, Ordering::SeqCst);
+        self.changed.notify_all();
         let mut queues = self.lock();
         while self.durable.load(Ordering::SeqCst) < redo.0
             && !self.abandoned.load(Ordering::SeqCst)
@@ -112,6 +117,12 @@ impl Rows {
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+    }
+
+    /// Whether somebody waits until more rows are durable.
+    #[must_use]
+    pub fn durable_is_wanted(&self) -> bool {
+        self.durable.load(Ordering::SeqCst) < self.wanted.load(Ordering::SeqCst)
     }
 
     /// All rows before this position are durable where they were brought to.

@@ -344,6 +344,19 @@ impl Store {
         self.dispatcher.scan(locator, each)
     }
 
+    /// Adds entries to the rows, behind those of the records given so far.
+    pub fn put_rows(&mut self, entries: &[u8]) {
+        self.dispatcher.put_rows(entries);
+    }
+
+    /// The directories of all databases, in whatever tablespace.
+    ///
+    /// # Errors
+    /// [`ReplayError::File`].
+    pub fn databases(&self) -> Result<Vec<DatabaseLocator>, ReplayError> {
+        self.dispatcher.databases()
+    }
+
     /// The transactions that have not ended as of the last record; after a crash of the leader some
     /// among them that never will.
     ///

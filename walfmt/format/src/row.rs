@@ -65,13 +65,15 @@ pub enum EntryKind {
     /// the transactions that had not ended, 4 bytes each; their rows are not complete. Its database is
     /// 0 for all of them.
     Begin = 9,
+    /// The database begins anew: what was known of it is forgotten, what it has is loaded next.
+    Database = 11,
     /// Where a catalog's rows are: the block is its OID, the relation its file number; for catalogs
     /// that a relation map has, as loaded.
     Mapped = 10,
 }
 
 impl EntryKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::UpdatedFrom,
         Self::UpdatedTo,
         Self::Inserted,
@@ -83,6 +85,7 @@ impl EntryKind {
         Self::Lost,
         Self::Begin,
         Self::Mapped,
+        Self::Database,
     ];
 }
 
@@ -247,10 +250,15 @@ impl<'a> Entry<'a> {
     }
 
     /// By what entries are put in order: a record's own are in the order of its rows, an update's old
-    /// version before the new one.
+    /// version before the new one. What was loaded at a position comes before the record there.
+    #[inline]
     #[must_use]
     pub const fn order(&self) -> (Lsn, u16, u8) {
-        (self.start, self.ordinal, self.kind as u8)
+        let kind = match self.kind {
+            EntryKind::Loaded | EntryKind::Begin | EntryKind::Mapped | EntryKind::Database => 0,
+            kind => 1 + kind as u8,
+        };
+        (self.start, self.ordinal, kind)
     }
 
     /// The row.

@@ -205,6 +205,10 @@ impl Decoder {
                 self.catalogs.map(database, file, entry.block);
                 Ok(())
             }
+            EntryKind::Database => {
+                self.catalogs.forget_database(entry.locator.database);
+                Ok(())
+            }
             EntryKind::Loaded => self.observe(entry.locator.relation, entry),
             EntryKind::Begin => {
                 let xids = entry.contents.chunks_exact(4);

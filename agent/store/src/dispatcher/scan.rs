@@ -36,6 +36,18 @@ impl Dispatcher {
         self.check()
     }
 
+    /// Adds entries to the rows, behind those of the records so far.
+    pub(crate) fn put_rows(&mut self, entries: &[u8]) {
+        if let Some(rows) = &mut self.rows {
+            rows.entries.extend_from_slice(entries);
+        }
+    }
+
+    /// The directories of all databases.
+    pub(crate) fn databases(&self) -> Result<Vec<DatabaseLocator>, ReplayError> {
+        self.layout.databases().map_err(|source| self.file_error(source))
+    }
+
     /// A map of relations as it is on disk: catalogs' OIDs and file numbers.
     pub(crate) fn relation_map(
         &self,

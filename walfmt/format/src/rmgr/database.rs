@@ -73,6 +73,18 @@ pub fn read_create_wal_log(main_data: &[u8]) -> Result<DatabaseLocator, Database
     Ok(locator)
 }
 
+/// The new directory of a record that creates one; nothing if the record does something else.
+///
+/// # Errors
+/// [`DatabaseError`] if its length is wrong or there can be no such directory.
+pub fn read_created(opcode: u8, main_data: &[u8]) -> Result<Option<DatabaseLocator>, DatabaseError> {
+    match opcode {
+        CREATE_FILE_COPY => Ok(Some(FileCopy::read(main_data)?.to)),
+        CREATE_WAL_LOG => read_create_wal_log(main_data).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// DROP (`xl_dbase_drop_rec`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropDatabase<'a> {

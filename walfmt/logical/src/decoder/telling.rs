@@ -175,7 +175,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 | EntryKind::Lost
                 | EntryKind::Loaded
                 | EntryKind::Begin
-                | EntryKind::Mapped => {
+                | EntryKind::Mapped
+                | EntryKind::Database => {
                     return Err(DecodeError::Lost { at: entry.start, locator: entry.locator });
                 }
             }
