@@ -19,7 +19,7 @@ use integration::{Cluster, ClusterOptions, Pair, Scratch, Seed};
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Each lane does each piece about this often.
-const TURNS: usize = 8;
+const TURNS: usize = 6;
 
 /// The judge is judged: it agrees with itself, with another server that was told the same, and with
 /// nothing that was spoiled. No decoder of ours has a part in it.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-use super::script::{COMMON_TYPES, NEVER, ROLLED_BACK};
+use super::script::{COMMON_TYPES, NEVER, RARE_TYPES, ROLLED_BACK};
 use super::{Decoded, Kind, Value};
 
 /// Changes by kind, values by type.
@@ -121,7 +121,10 @@ impl fmt::Display for Coverage {
         )?;
         let mut kinds = self.kinds.iter().map(|(name, count)| (*name, *count));
         writeln!(f, "kinds: {}", counts(&mut kinds))?;
-        let mut types = self.types.iter().map(|(name, count)| (name.as_str(), *count));
-        write!(f, "types: {}", counts(&mut types))
+        let is_named = |name: &&str| COMMON_TYPES.contains(name) || RARE_TYPES.contains(name);
+        let all = self.types.iter().map(|(name, count)| (name.as_str(), *count));
+        let mut types = all.clone().filter(|(name, _)| is_named(name));
+        let others: u64 = all.clone().filter(|(name, _)| !is_named(name)).map(|(_, n)| n).sum();
+        write!(f, "types: {}; of others {others}", counts(&mut types))
     }
 }

@@ -218,7 +218,8 @@ impl Writer {
             self.line(&head("begin"));
         }
         for change in &transaction.changes {
-            if let Some((relation, columns)) = self.new_schema(change) {
+            let old = self.completed(change);
+            if let Some((relation, columns)) = self.new_schema(change, old.as_ref()) {
                 let mut line = head("schema");
                 line["schema"] = relation.schema.into();
                 line["table"] = relation.table.into();
@@ -230,9 +231,8 @@ impl Writer {
                 line["schema"] = relation.schema.clone().into();
                 line["table"] = relation.table.clone().into();
             }
-            let has_old = matches!(change.kind, Kind::Update | Kind::Delete);
-            if has_old {
-                line["old"] = change.old.as_ref().map_or_else(|| json!({}), json_of);
+            if let Some(old) = &old {
+                line["old"] = json_of(old);
             }
             if let Some(new) = &change.new {
                 line["new"] = json_of(new);
@@ -257,8 +257,30 @@ impl Writer {
         self.text.push('\n');
     }
 
-    fn new_schema(&mut self, change: &Change) -> Option<(Relation, Json)> {
-        let row = change.new.as_ref().or(change.old.as_ref())?;
+    /// The old row with all columns that its table has had last: what is not known is written as
+    /// unchanged.
+    fn completed(&self, change: &Change) -> Option<Row> {
+        if !matches!(change.kind, Kind::Update | Kind::Delete) {
+            return None;
+        }
+        let old = change.old.clone().unwrap_or_default();
+        let Some(names) = change.relation.as_ref().and_then(|table| self.schemas.get(table)) else {
+            return Some(old);
+        };
+        let mut known = old.0.iter().peekable();
+        let columns = names.iter().map(|name| {
+            let found = known.next_if(|column| column.name == *name).cloned();
+            let unknown =
+                || Column { name: name.clone(), type_name: None, value: Value::Unchanged };
+            found.unwrap_or_else(unknown)
+        });
+        let completed = Row(columns.collect());
+        // One that does not fit is of another shape.
+        Some(if known.peek().is_none() { completed } else { old })
+    }
+
+    fn new_schema(&mut self, change: &Change, old: Option<&Row>) -> Option<(Relation, Json)> {
+        let row = change.new.as_ref().or(old)?;
         let relation = change.relation.clone()?;
         let names: Vec<String> = row.names().map(str::to_owned).collect();
         let columns = names.iter().map(|name| json!({"name": name, "type": "?"})).collect();

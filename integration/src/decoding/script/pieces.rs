@@ -159,7 +159,7 @@ impl Generator {
             out.run(format!("create table {name} (id serial primary key, note text)"));
             out.run(self.identity(name, "default"));
         }
-        out.run(format!("alter table {b} add foreign key (id) references {a}"));
+        out.run(format!("alter table {b} add column a_id int references {a}"));
         let fill =
             |name: &str| format!("insert into {name} (note) values ('x'), (repeat('y', 3000))");
         out.run("begin");

@@ -122,7 +122,7 @@ impl Generator {
                 // Of a default it is not known how to make it the new type.
                 format!(
                     "alter table {name} alter {last} drop default, \
-                         alter {last} type {of} using {last}::text::{of}"
+                         alter {last} type {of} using length({last}::text)::{of}"
                 )
             }
             7 => format!(

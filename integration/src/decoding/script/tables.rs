@@ -53,15 +53,7 @@ impl Table {
 
     pub(super) fn create(&self) -> Vec<String> {
         let (name, constraint) = (&self.name, self.constraint);
-        let columns = self.columns.iter().map(|(name, of)| {
-            // What has a length or needs one.
-            let declared = match of.name {
-                "character" => "character(8)",
-                "bit" => "bit(5)",
-                other => other,
-            };
-            format!(", {name} {declared}")
-        });
+        let columns = self.columns.iter().map(|(name, of)| format!(", {name} {}", declared(of)));
         let columns: String = columns.collect();
         let options = if self.options.is_empty() {
             String::new()
@@ -142,8 +134,10 @@ impl Generator {
         let ids = self.tables[table].new_ids(lane, count);
         let columns = self.tables[table].columns.clone();
         let names: String = columns.iter().map(|(name, _)| format!(", {name}")).collect();
-        let values: String =
-            columns.iter().map(|(_, of)| format!(", {}::{}", self.value(*of), of.name)).collect();
+        let values: String = columns
+            .iter()
+            .map(|(_, of)| format!(", {}::{}", self.value(*of), declared(of)))
+            .collect();
         let (first, last) = (ids[0], ids[ids.len() - 1]);
         let name = &self.tables[table].name;
         let query = format!("select g{values} from generate_series({first}, {last}) g order by g");
@@ -292,6 +286,15 @@ impl Generator {
         } else {
             out.run("commit");
         }
+    }
+}
+
+/// A type as it is declared, with the length that some need.
+fn declared(of: &Type) -> &'static str {
+    match of.name {
+        "character" => "character(8)",
+        "bit" => "bit(5)",
+        other => other,
     }
 }
 
