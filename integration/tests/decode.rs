@@ -10,13 +10,16 @@ use integration::decoding::script::Identities;
 use integration::decoding::slot::partitioned_tables;
 use integration::decoding::spoil::Spoil;
 use integration::decoding::{
-    Comparison, Coverage, Decoded, Rules, Script, Sessions, Slot, golden, lines,
+    Comparison, Coverage, Decoded, Rules, Script, Sessions, Slot, Value, golden, lines,
 };
 use integration::process::wait_until;
 use integration::{Cluster, ClusterOptions, Pair, Scratch, Seed};
 
 /// How long the follower may take to decode what is there.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How many changes must have been compared.
+const LEAST: u64 = 10_000;
 
 /// Each lane does each piece about this often.
 const TURNS: usize = 6;
@@ -42,19 +45,29 @@ fn the_judge_can_tell() -> Result<()> {
     let mut rules =
         Rules { judge: Judge::Identity, same_wal: true, partitioned: partitioned_tables(&leader)? };
     // Through lines of ours: both parsers read what the other wrote.
-    let again = lines::parse(&lines::write(&judge))?;
+    let again = lines::parse(&lines::write(&judge, Value::Unchanged))?;
     let comparison = Comparison::between(&judge, &again, &rules);
     println!("itself: {comparison}");
-    comparison.ensure_equal(10_000)?;
+    comparison.ensure_equal(LEAST)?;
     controls(&judge, &again, &rules)?;
     let mut other_xid = again.clone();
     *other_xid.transactions[0].xid.as_mut().context("a number")? += 1;
     assert_eq!(Comparison::between(&judge, &other_xid, &rules).differing, 1);
 
+    // What a decoder should have that knows all: of the server where old rows are told.
     rules.same_wal = false;
-    let comparison = Comparison::between(&judge, &complete, &rules);
+    let perfect = lines::parse(&lines::write(&complete, Value::Null))?;
+    let comparison = Comparison::between(&judge, &perfect, &rules);
     println!("another server: {comparison}");
-    comparison.ensure_equal(10_000)
+    comparison.ensure_equal(LEAST)?;
+    rules.judge = Judge::FullIdentity;
+    let comparison = Comparison::between(&complete, &perfect, &rules);
+    println!("complete old rows: {comparison}");
+    comparison.ensure_equal(LEAST)?;
+    println!("{} old rows are complete", ensure_complete_old_rows(&perfect)?);
+    assert!(ensure_complete_old_rows(&again).is_err());
+    controls(&complete, &perfect, &rules)?;
+    speculative_rows_were_taken_back(&leader)
 }
 
 /// The same script on a leader at `logical` and on one at `replica`.
@@ -69,7 +82,7 @@ fn rows_are_those_of_test_decoding() -> Result<()> {
     rules.same_wal = true;
     let comparison = Comparison::between(&judge, &logical, &rules);
     println!("at logical: {comparison}");
-    comparison.ensure_equal(10_000)?;
+    comparison.ensure_equal(LEAST)?;
     ensure_common_types_are_printed(&comparison)?;
     controls(&judge, &logical, &rules)?;
 
@@ -79,7 +92,7 @@ fn rows_are_those_of_test_decoding() -> Result<()> {
     rules.judge = Judge::Decoder;
     let comparison = Comparison::between(&logical, &replica, &rules);
     println!("at replica, and at logical: {comparison}");
-    comparison.ensure_equal(10_000)?;
+    comparison.ensure_equal(LEAST)?;
     println!("{} old rows are complete", ensure_complete_old_rows(&replica)?);
 
     let scratch = Scratch::new()?;
@@ -88,7 +101,7 @@ fn rows_are_those_of_test_decoding() -> Result<()> {
     rules.judge = Judge::FullIdentity;
     let comparison = Comparison::between(&complete, &replica, &rules);
     println!("at replica, and test_decoding with REPLICA IDENTITY FULL: {comparison}");
-    comparison.ensure_equal(10_000)?;
+    comparison.ensure_equal(LEAST)?;
     controls(&complete, &replica, &rules)
 }
 
@@ -124,6 +137,29 @@ fn golden_scripts_run() -> Result<()> {
     }
     assert_eq!(parts.len(), all.len());
     ensure!(Coverage::of(&judge).never.is_empty(), "decoded, and rolled back");
+    Ok(())
+}
+
+/// No decoder tells of them, so the WAL is asked: the workload has rows that were written on trial
+/// and stayed, and ones that were taken back.
+fn speculative_rows_were_taken_back(leader: &Cluster) -> Result<()> {
+    /// In a deletion's flags, as `pg_waldump` prints them in hexadecimal.
+    const IS_SUPER: u32 = 1 << 3;
+    let start = leader.sql("select restart_lsn from pg_replication_slots")?;
+    let end = leader.sql("select pg_current_wal_flush_lsn()")?;
+    let arguments = ["--rmgr", "Heap", "--start", &start, "--end", &end];
+    let text = leader.waldump(&leader.wal_directory(), &arguments)?;
+    let is_super = |line: &&str| {
+        let flags = line.split_once("DELETE off").and_then(|(_, rest)| rest.split_once("flags 0x"));
+        let digits = flags.map(|(_, flags)| flags.split(' ').next().unwrap_or_default());
+        digits.is_some_and(|digits| {
+            u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & IS_SUPER != 0)
+        })
+    };
+    let taken_back = text.lines().filter(is_super).count();
+    let confirmed = text.lines().filter(|line| line.contains("HEAP_CONFIRM")).count();
+    println!("written on trial: {confirmed} rows stayed, {taken_back} were taken back");
+    ensure!(taken_back >= 20 && confirmed >= 40, "too few");
     Ok(())
 }
 

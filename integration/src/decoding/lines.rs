@@ -185,19 +185,20 @@ fn value_of(json: &Json) -> Result<Value> {
     })
 }
 
-/// Writes lines, as a decoder would that has seen just this. For the controls: what is parsed from
-/// them differs from `decoded` only by what was spoiled.
+/// Writes lines, as a decoder would that has seen just this, so that a comparison can be tried
+/// without one. Old rows get the columns that they lack, with this value: NULL makes complete rows of
+/// what `test_decoding` prints of tables with `REPLICA IDENTITY FULL`.
 #[must_use]
-pub fn write(decoded: &Decoded) -> String {
-    let mut writer = Writer::default();
+pub fn write(decoded: &Decoded, missing: Value) -> String {
+    let mut writer = Writer { missing, text: String::new(), schemas: BTreeMap::new() };
     for transaction in &decoded.transactions {
         writer.transaction(transaction);
     }
     writer.text
 }
 
-#[derive(Default)]
 struct Writer {
+    missing: Value,
     text: String,
     schemas: BTreeMap<Relation, Vec<String>>,
 }
@@ -235,7 +236,7 @@ impl Writer {
                 line["old"] = json_of(old);
             }
             if let Some(new) = &change.new {
-                line["new"] = json_of(new);
+                line["new"] = json_of(&with_unchanged_of(old.as_ref(), new));
             }
             if let Some(message) = &change.message {
                 line["transactional"] = message.transactional.into();
@@ -257,21 +258,22 @@ impl Writer {
         self.text.push('\n');
     }
 
-    /// The old row with all columns that its table has had last: what is not known is written as
-    /// unchanged.
+    /// The old row with all columns that its table has had last.
     fn completed(&self, change: &Change) -> Option<Row> {
         if !matches!(change.kind, Kind::Update | Kind::Delete) {
             return None;
         }
         let old = change.old.clone().unwrap_or_default();
-        let Some(names) = change.relation.as_ref().and_then(|table| self.schemas.get(table)) else {
-            return Some(old);
+        let names = match (&change.new, &change.relation) {
+            (Some(new), _) => new.names().map(str::to_owned).collect(),
+            (None, Some(table)) => self.schemas.get(table).cloned().unwrap_or_default(),
+            (None, None) => Vec::new(),
         };
         let mut known = old.0.iter().peekable();
         let columns = names.iter().map(|name| {
             let found = known.next_if(|column| column.name == *name).cloned();
             let unknown =
-                || Column { name: name.clone(), type_name: None, value: Value::Unchanged };
+                || Column { name: name.clone(), type_name: None, value: self.missing.clone() };
             found.unwrap_or_else(unknown)
         });
         let completed = Row(columns.collect());
@@ -287,6 +289,18 @@ impl Writer {
         let before = self.schemas.insert(relation.clone(), names.clone());
         (before.as_ref() != Some(&names)).then_some((relation, columns))
     }
+}
+
+/// The new row with what it has left as it was, if the old row has it.
+fn with_unchanged_of(old: Option<&Row>, new: &Row) -> Row {
+    let columns = new.0.iter().map(|column| {
+        let before = old.and_then(|old| old.column(&column.name));
+        match (&column.value, before) {
+            (Value::Unchanged, Some(before)) => before.clone(),
+            _ => column.clone(),
+        }
+    });
+    Row(columns.collect())
 }
 
 fn json_of(row: &Row) -> Json {

@@ -49,7 +49,8 @@ pub enum Action {
     Run,
     /// With an error.
     Fail,
-    /// Not yet: it waits for a lock.
+    /// Not yet: it waits for a lock. When it goes on is not fixed among the steps that follow, so
+    /// it should not commit by itself: a `commit` behind [`Action::Finish`] has its place.
     Block,
     /// As [`Action::Run`], of the step that waited; it has no SQL of its own.
     Finish,

@@ -98,9 +98,11 @@ impl Generator {
         let end = if self.in_percent(50) { "commit" } else { "rollback" };
         out.run("begin");
         out.run(row("c", "'waited for'"));
+        out.other("begin");
         out.other_blocks(format!("{} {action}", row("c", "'waits'")));
         out.run(end);
         out.other_finishes();
+        out.other("commit");
 
         // It has found no conflict and written its row, when another takes the key: the row, with
         // what of it is out of line, is taken back.
