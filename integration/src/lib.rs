@@ -17,6 +17,7 @@ pub mod authority;
 pub mod binaries;
 pub mod command;
 pub mod compare;
+pub mod decoding;
 pub mod endpoint;
 pub mod identical;
 pub mod load;

@@ -52,6 +52,20 @@ impl Pair {
         store: &[(&str, &str)],
         prepare: impl FnOnce(&mut Cluster) -> Result<()>,
     ) -> Result<Self> {
+        let more: Vec<_> = store.iter().map(|(key, value)| ("store", *key, *value)).collect();
+        Self::start_configured(scratch, options, &more, prepare)
+    }
+
+    /// As [`Pair::start_prepared`], with settings of any section of the follower's.
+    ///
+    /// # Errors
+    /// A part of it fails.
+    pub fn start_configured(
+        scratch: &Scratch,
+        options: &ClusterOptions,
+        more: &[(&str, &str, &str)],
+        prepare: impl FnOnce(&mut Cluster) -> Result<()>,
+    ) -> Result<Self> {
         let mut leader = Cluster::start_new(scratch, "leader", options)?;
         prepare(&mut leader)?;
         let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", &leader)?)?;
@@ -59,9 +73,9 @@ impl Pair {
         let proxy = Proxy::start(leader_agent.config.replication_port)?;
         let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
         config.source = Source::Peers(vec![proxy.address()]);
-        for (key, value) in store {
+        for (section, key, value) in more {
             let value = value.parse::<bool>().map_or_else(|_| (*value).into(), toml::Value::from);
-            config.more.push(("store".into(), (*key).into(), value));
+            config.more.push(((*section).into(), (*key).into(), value));
         }
         let mut follower = Agent::new(scratch, config)?;
         let backup = Self::backup(scratch);
