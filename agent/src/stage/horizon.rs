@@ -93,7 +93,11 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
         if asked_locales.is_none_or(|at| at.elapsed() >= ASK_LOCALES_EVERY) {
             asked_locales = Some(Instant::now());
-            node.set_locales(server.locales().await?);
+            // Less than the slot, which goes on without.
+            match server.locales().await {
+                Ok(locales) => node.set_locales(locales),
+                Err(trouble) => tracing::warn!("{trouble}"),
+            }
         }
         match holding.look(node, &server).await {
             Ok(Some(words)) => node.stages.set(STAGE, State::Streaming, words),
