@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::agent::{Source, VerbOutcome};
 use integration::authority::authority;
+use integration::process::wait_until;
 use integration::{Agent, AgentConfig, Binaries, Cluster, ClusterOptions, Scratch, StopMode};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -150,6 +151,12 @@ impl Debian {
     }
 }
 
+/// Starts an agent, and waits until it can give a backup.
+fn start(agent: &mut Agent) -> Result<()> {
+    agent.start()?;
+    wait_until("the archive is open", PATIENCE, || Ok(agent.state_of("tail")? == "streaming"))
+}
+
 fn append(path: &Path, text: &str) -> Result<()> {
     let file = OpenOptions::new().append(true).open(path);
     Ok(file.with_context(|| path.display().to_string())?.write_all(text.as_bytes())?)
@@ -164,7 +171,7 @@ fn the_promoted_server_has_the_leaders_settings() -> Result<()> {
     let debian = Debian::new()?;
     let (scratch, leader) = (&debian.scratch, &debian.leader);
     let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", leader)?)?;
-    leader_agent.start()?;
+    start(&mut leader_agent)?;
     let (mut follower, done) = debian.follower("follower", &leader_agent)?;
     assert!(done.stdout.contains("of the leader's settings was written"), "{done:?}");
     for words in ["only_here", "lc_messages", "need locales that this machine has not: xx_XX.UTF-8"]
@@ -207,9 +214,7 @@ fn the_promoted_server_has_the_leaders_settings() -> Result<()> {
     fs::write(store_of(&follower)?.join(FILES[0]), changed)?;
     append(&store_of(&follower)?.join(FILES[1]), "local all nobody reject\n")?;
     promoted.sql("select pg_reload_conf()")?;
-    integration::process::wait_until("it is read again", PATIENCE, || {
-        Ok(promoted.sql("show work_mem")? == "8MB")
-    })?;
+    wait_until("it is read again", PATIENCE, || Ok(promoted.sql("show work_mem")? == "8MB"))?;
     let (_, differ) = compare_settings(leader, &promoted)?;
     println!("control: {differ:?}");
     assert_eq!(differ, [r#"work_mem: Some("7168"), Some("8192")"#]);
@@ -234,7 +239,7 @@ fn what_the_leader_cannot_tell_is_said() -> Result<()> {
         ensure!(conninfo.contains("weak"), "{conninfo}");
     }
     let mut agent = Agent::new(&debian.scratch, config)?;
-    agent.start()?;
+    start(&mut agent)?;
     let (follower, done) = debian.follower("of-weak", &agent)?;
     assert!(done.stderr.contains("GRANT pg_read_all_settings"), "{done:?}");
     assert!(rules(&follower)?.contains(least), "{}", rules(&follower)?);
