@@ -438,11 +438,18 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     let mut leader_agent = Agent::new(&scratch, config)?;
     leader_agent.start()?;
     replace(&scratch, &mut leader_agent, &TIGHT)?;
+    wait_until("the archive is open", PATIENCE, || {
+        Ok(leader_agent.state_of("tail")? == "streaming")
+    })?;
     let follower = AgentConfig::follower("follower1", &scratch, &leader_agent)?;
     let mut follower = Agent::new(&scratch, follower)?;
     let begin = |follower: &Agent| -> Result<Child> {
         // Pages for a checkpoint that is spread over nearly an hour.
         leader.pgbench_init(2, &[])?;
+        // One that was killed before may still be there for a moment.
+        wait_until("no backup is under way", PATIENCE, || {
+            Ok(leader.sql("select count(*) from pg_stat_progress_basebackup")? == "0")
+        })?;
         let mut command = follower.command("bootstrap");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = child.spawn()?;
