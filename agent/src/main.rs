@@ -17,8 +17,10 @@
 
 mod clock;
 mod config;
+mod configuration;
 mod control;
 mod identity;
+mod locales;
 mod metrics;
 mod node;
 mod peer;

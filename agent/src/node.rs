@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
-use walferry_wire::{LagClock, NodeName};
+use walferry_wire::{LagClock, LocaleName, NodeName};
 use walfmt::{Lsn, Timeline};
 
 use crate::config::{Config, Source};
@@ -65,6 +65,8 @@ pub(crate) struct Node {
     lag_clock: Mutex<LagClock>,
     /// `server_version_num`, once known.
     server_version: AtomicU32,
+    /// The locales that the server's databases need, once known.
+    locales: Mutex<Vec<LocaleName>>,
     shipping_forbidden: Mutex<Option<Trouble>>,
     stopping: AtomicBool,
     /// Whoever asks for a promotion waits for the one that is under way.
@@ -97,6 +99,7 @@ impl Node {
             archive_begin: OnceLock::new(),
             lag_clock: Mutex::new(LagClock::new(Instant::now(), HEARD_FRESH)),
             server_version: AtomicU32::new(0),
+            locales: Mutex::default(),
             shipping_forbidden: Mutex::new(None),
             stopping: AtomicBool::new(false),
             promoting: tokio::sync::Mutex::new(()),
@@ -195,6 +198,15 @@ impl Node {
     /// `server_version_num` of the server whose WAL this is; 0 if unknown.
     pub(crate) fn server_version(&self) -> u32 {
         self.server_version.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_locales(&self, locales: Vec<LocaleName>) {
+        *self.locales.lock().unwrap_or_else(PoisonError::into_inner) = locales;
+    }
+
+    /// The locales that the databases of the server beside this agent need; none if unknown.
+    pub(crate) fn locales(&self) -> Vec<LocaleName> {
+        self.locales.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends shipping: the server is not one whose WAL may be relied on.

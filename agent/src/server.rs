@@ -6,8 +6,10 @@ use std::fmt;
 
 use indicatif::HumanBytes;
 use tokio_postgres::{Client, NoTls, Row};
+use walferry_wire::{LOCALES_MAX, LocaleName};
 use walfmt::Lsn;
 
+use crate::configuration::Setting;
 use crate::trouble::{Kind, Trouble};
 
 /// A connection to the server beside us.
@@ -32,6 +34,18 @@ pub(crate) struct Slot {
     pub(crate) restart: Option<Lsn>,
     /// Physical, and not in use by somebody else.
     pub(crate) is_ours: bool,
+}
+
+/// What the server's configuration files set, as it runs with it.
+#[derive(Debug, Default)]
+pub(crate) struct Configured {
+    pub(crate) settings: Vec<Setting>,
+    /// Names of settings that have another value in a file, which waits for a restart.
+    pub(crate) pending_restart: Vec<String>,
+    /// Names of settings whose value in the file cannot be seen from this connection.
+    pub(crate) unreadable: Vec<String>,
+    pub(crate) hba_file: Option<String>,
+    pub(crate) ident_file: Option<String>,
 }
 
 /// Everything that `walferry check` asks a server.
@@ -221,6 +235,57 @@ impl Server {
         let query = "SELECT pg_drop_replication_slot($1)";
         self.client.query_one(query, &[&name]).await.map_err(|error| slot_trouble(&error))?;
         Ok(())
+    }
+
+    /// The locales that a machine must have for its databases to be opened. A server sets both for
+    /// every connection, whatever the provider is (`CheckMyDatabase`,
+    /// `src/backend/utils/init/postinit.c`).
+    pub(crate) async fn locales(&self) -> Result<Vec<LocaleName>, Trouble> {
+        let query = "SELECT DISTINCT locale::text FROM pg_database, \
+                     LATERAL (VALUES (datcollate), (datctype)) AS names (locale) ORDER BY 1";
+        let rows = self.client.query(query, &[]).await;
+        let rows = rows.map_err(|error| Trouble::io("asking for locales", describe(&error)))?;
+        let names = rows.iter().filter_map(|row| row.try_get::<_, &str>(0).ok());
+        Ok(names.filter_map(|name| name.parse().ok()).take(LOCALES_MAX).collect())
+    }
+
+    /// What its configuration files set.
+    pub(crate) async fn configuration(&self) -> Result<Configured, Trouble> {
+        let failed = |error: tokio_postgres::Error| {
+            Trouble::io("asking for the server's configuration", describe(&error))
+        };
+        // The raw value of a number is in the setting's own unit; with it is what SHOW would say,
+        // which is exact for whole numbers only (`ShowGUCOption`, `src/backend/utils/misc/guc.c`).
+        // What the agent's own role or database is given hides what the files say.
+        let query = "SELECT name, setting, \
+             CASE WHEN vartype = 'integer' THEN current_setting(name) ELSE setting END, \
+             coalesce(sourcefile ~ '/postgresql[.]auto[.]conf$', false), pending_restart, \
+             source <> 'configuration file' \
+             FROM pg_settings WHERE source = 'configuration file' \
+             OR source IN ('database', 'user', 'database user') ORDER BY name";
+        let mut configured = Configured::default();
+        for row in self.client.query(query, &[]).await.map_err(failed)? {
+            let Ok(name) = row.try_get::<_, String>(0) else { continue };
+            let (Ok(raw), Ok(value)) = (row.try_get(1), row.try_get(2)) else {
+                configured.unreadable.push(name);
+                continue;
+            };
+            if row.get(5) {
+                configured.unreadable.push(name);
+                continue;
+            }
+            if row.get(4) {
+                configured.pending_restart.push(name.clone());
+            }
+            configured.settings.push(Setting { name, value, raw, is_auto: row.get(3) });
+        }
+        // Nothing for who may not know.
+        let query = "SELECT max(setting) FILTER (WHERE name = 'hba_file'), \
+                     max(setting) FILTER (WHERE name = 'ident_file') FROM pg_settings";
+        let row = self.client.query_one(query, &[]).await.map_err(failed)?;
+        configured.hba_file = row.try_get(0).unwrap_or_default();
+        configured.ident_file = row.try_get(1).unwrap_or_default();
+        Ok(configured)
     }
 
     /// How far the server says it has flushed its WAL.

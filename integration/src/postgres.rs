@@ -79,6 +79,10 @@ pub enum BackupWal {
 /// backup of this cluster carries none of them.
 #[derive(Debug)]
 pub struct Cluster {
+    /// More arguments for `postgres`, such as `-c` and `config_file=...`; they count from the next start.
+    pub arguments: Vec<String>,
+    /// Environment variables that it is started with.
+    pub environment: Vec<(String, PathBuf)>,
     scratch: Scratch,
     name: String,
     data_directory: PathBuf,
@@ -154,6 +158,8 @@ impl Cluster {
             account: scratch.account(),
         };
         Ok(Self {
+            arguments: Vec::new(),
+            environment: Vec::new(),
             scratch: scratch.clone(),
             name: name.to_owned(),
             data_directory: data_directory.to_owned(),
@@ -242,6 +248,8 @@ impl Cluster {
                  else cp %p {kept}/%f.part && mv {kept}/%f.part {kept}/%f; fi"
             ));
         }
+        command.args(&self.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let stdout = log.try_clone().context("cannot share the server's log")?;
         let child = command
             .stdin(Stdio::null())

@@ -16,7 +16,8 @@ use integration::authority::{authority, with_tls};
 use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch, StopMode, free_port};
 use serde_json::Value;
 use walferry_wire::{
-    Identity, LeaderPositions, Limits, Now, PlainText, Sender, SenderConfig, SenderEvent, Stamp,
+    Identity, LeaderPositions, Limits, Now, PlainText, ProbeReply, Sender, SenderConfig,
+    SenderEvent, Stamp,
 };
 use walfmt::control::ControlFile;
 use walfmt::{Lsn, SegmentSize, Timeline};
@@ -139,7 +140,15 @@ fn each_finding_where_it_is_and_only_there() -> Result<()> {
         settings: vec!["max_slot_wal_keep_size = 1GB".into()],
         ..ClusterOptions::default()
     };
-    let leader = Cluster::start_new(&scratch, "leader", &options)?;
+    // A server with a locale that the rest of this machine does not have: C.UTF-8 by another name.
+    let mut leader = Cluster::init(&scratch, "leader", &options)?;
+    let locales = scratch.directory("locales")?;
+    let own = locales.join("xx_XX.utf8");
+    ensure!(
+        Command::new("cp").args(["-r", "/usr/lib/locale/C.utf8"]).arg(&own).status()?.success()
+    );
+    leader.environment.push(("LOCPATH".to_owned(), locales));
+    leader.start()?;
     let config = AgentConfig::leader("leader", &leader)?;
     let mut agent = bench.agent(config.clone())?;
     let (base, exit) = bench.check(&agent, &[])?;
@@ -436,6 +445,8 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
         &[("store.memory", "more than half")],
     )?;
 
+    locale(bench, leader, agent, &config, &base)?;
+
     // A leader whose clock is an hour ahead.
     let (fake, served) = leader_ahead(3_600)?;
     bench.expect(
@@ -493,6 +504,66 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
     lost.kill()
 }
 
+/// A database that could not be opened here after a promotion.
+fn locale(
+    bench: &mut Bench,
+    leader: &Cluster,
+    agent: &Agent,
+    config: &AgentConfig,
+    base: &Found,
+) -> Result<()> {
+    bench.expect(config, base, &[])?;
+    let make = "create database elsewhere template template0 locale 'xx_XX.UTF-8'";
+    leader.sql(make)?;
+    // The agent asks once when it has connected, and then each minute.
+    let sessions = "select pg_terminate_backend(pid) from pg_stat_activity \
+                    where application_name = 'walferry'";
+    leader.sql(sessions)?;
+    let fresh = bench.agent(config.clone())?;
+    let begun = Instant::now();
+    let found = loop {
+        let (found, exit) = bench.check(&fresh, &[])?;
+        if found.contains_key("store.locale") {
+            assert_eq!(exit, Some(1));
+            break found;
+        }
+        ensure!(begun.elapsed().as_secs() < 20, "{found:?}\n{}", agent.log_tail(20));
+    };
+    compare(&found, base, &[("store.locale", "has not: xx_XX.UTF-8")])?;
+    // A machine that has it, by one of its other names; one that does not tell; a node that will
+    // never open a database.
+    let programs = bench.scratch.directory("programs")?;
+    let scratch = bench.scratch.clone();
+    let script = |text: &str| -> Result<()> {
+        let path = scratch.file("programs/locale", format!("#!/bin/sh\n{text}\n"))?;
+        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
+    };
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH")?);
+    script("exit 1")?;
+    let mut command = fresh.command("check");
+    command.env("PATH", &path);
+    let (found, _) = bench.check_by(command, &[])?;
+    compare(&found, base, &[("store.locale", "does not tell")])?;
+    script("echo C; echo xx_XX.utf8")?;
+    let mut command = fresh.command("check");
+    command.env("PATH", &path);
+    let (found, _) = bench.check_by(command, &[])?;
+    compare(&found, base, &[])?;
+    let archive_only = AgentConfig { store: None, ..config.clone() };
+    let (found, _) = {
+        let agent = bench.agent(archive_only)?;
+        bench.check(&agent, &[])?
+    };
+    ensure!(!found.contains_key("store.locale"), "{found:?}");
+    leader.sql("drop database elsewhere")?;
+    leader.sql(sessions)?;
+    let begun = Instant::now();
+    while bench.check(&fresh, &[])?.0.contains_key("store.locale") {
+        ensure!(begun.elapsed().as_secs() < 20, "{}", agent.log_tail(20));
+    }
+    Ok(())
+}
+
 /// A leader that answers one probe, with a clock that many seconds ahead.
 fn leader_ahead(seconds: i64) -> Result<(String, thread::JoinHandle<Result<()>>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -521,7 +592,15 @@ fn leader_ahead(seconds: i64) -> Result<(String, thread::JoinHandle<Result<()>>)
             ensure!(read > 0, "nothing was asked");
             sender.handle_bytes(now()?, &buffer[..read])?;
             if let Some(SenderEvent::Probed(_)) = sender.poll_event() {
-                sender.answer_probe(now()?, true, true, Lsn::INVALID)?;
+                sender.answer_probe(
+                    now()?,
+                    ProbeReply {
+                        may_follow: true,
+                        may_bootstrap: true,
+                        first: Lsn::INVALID,
+                        locales: Vec::new(),
+                    },
+                )?;
             }
             while let Some(bytes) = sender.poll_transmit() {
                 stream.write_all(&bytes)?;

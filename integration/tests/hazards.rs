@@ -302,14 +302,15 @@ fn a_promoted_store_gets_nothing_more_and_is_the_servers() -> Result<()> {
     let mut pair = Pair::start(&scratch, &options(), 2)?;
     let store = pair.store().to_owned();
     ensure!(store.join("walferry.lock").exists(), "control: an agent's store has its lock");
+    let before = pair.follower.position("durable")?;
     let mut load = pair.leader.pgbench(&["-c", "4", "-T", "120"])?;
     thread::sleep(Duration::from_millis(1500));
-    let (before, begun) = (pair.follower.position("durable")?, Instant::now());
+    let begun = Instant::now();
     let mut promoted = pair.follower.promote("promoted", &["--leader-is-dead"])?;
     println!("promoted under load in {:.1} s", begun.elapsed().as_secs_f64());
 
     let durable = pair.follower.position("durable")?;
-    ensure!(durable > before, "nothing came before the promotion");
+    ensure!(durable > before, "nothing came of the load before the promotion");
     let written = pair.flush_position()?;
     for _ in 0..15 {
         let received = pair.follower.position("received")?;

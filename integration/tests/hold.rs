@@ -8,12 +8,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::process::{send_signal, wait_until};
-use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Pair, Scratch, Seed};
+use integration::pair::archived_segments;
+use integration::process::{send_signal, wait_for_exit, wait_until};
+use integration::{Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Pair, Scratch, Seed};
 use integration::{Source, StopMode};
 use rand::RngExt;
 use rustix::process::Signal;
@@ -352,5 +354,132 @@ fn retention() -> Result<()> {
     println!("{}", pair.follower.run_verb("status", &[])?);
     let log = fs::read_to_string(pair.leader_agent.log_path())?;
     ensure!(log.contains("although a reader needs it"), "the leader says nothing");
+
+    // It asks again and again, and nothing is kept for what it cannot have.
+    bulk(&pair)?;
+    wait_until("nothing is kept for it", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 8 * MB))
+        .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
+    ensure!(pair.follower.state_of("receive")? == "needs_bootstrap", "it was refused");
     Ok(())
+}
+
+/// An archive that keeps next to nothing but what somebody needs.
+const TIGHT: [(&str, &str, &str); 2] =
+    [("archive", "keep_bytes", "1MB"), ("archive", "expect_followers", "2s")];
+
+/// The segment that the server writes now; then more of them, and time for retention.
+fn pass_by(leader: &Cluster) -> Result<String> {
+    let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
+    for _ in 0..12 {
+        // Hard to compress, so that the archive's files grow.
+        leader.sql(
+            "select pg_logical_emit_message(false, 'fill', string_agg(md5(random()::text), '')) \
+             from generate_series(1, 32000)",
+        )?;
+    }
+    thread::sleep(Duration::from_secs(6));
+    Ok(segment)
+}
+
+fn has(agent: &Agent, segment: &str) -> Result<bool> {
+    Ok(archived_segments(agent)?.contains_key(segment))
+}
+
+/// A node that is refused, however often it asks, holds no WAL; the same one of this cluster does.
+#[test]
+fn who_is_refused_holds_nothing() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut pair = Pair::start(&scratch, &options(&["wal_keep_size = 64MB"]), 1)?;
+    replace(&scratch, &mut pair.leader_agent, &TIGHT)?;
+    // The control: the follower that may have WAL, and takes none.
+    pair.catch_up(PATIENCE)?;
+    let pid = pair.follower.pid().context("it runs")?;
+    send_signal(pid, Signal::STOP)?;
+    let segment = pass_by(&pair.leader);
+    let held = segment.as_deref().map(|segment| has(&pair.leader_agent, segment));
+    send_signal(pid, Signal::CONT)?;
+    ensure!(matches!(held, Ok(Ok(true))), "{segment:?} was not kept for a follower: {held:?}");
+    let segment = segment?;
+    wait_until("it has it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
+    println!("control: {segment} was kept for a follower that took nothing");
+    pair.follower.stop()?;
+
+    let other = Cluster::start_new(&scratch, "other", &options(&[]))?;
+    let backup = scratch.path().join("other-backup");
+    other.base_backup(&backup, BackupWal::Stream)?;
+    let config = AgentConfig::follower("stranger", &scratch, &pair.leader_agent)?;
+    let mut stranger = Agent::new(&scratch, config)?;
+    stranger.bootstrap(&backup)?;
+    stranger.start()?;
+    let refusals = |agent: &Agent| -> Result<usize> {
+        Ok(fs::read_to_string(agent.log_path())?.matches("belongs to system identifier").count())
+    };
+    wait_until("it is refused", PATIENCE, || Ok(refusals(&pair.leader_agent)? > 0))
+        .with_context(|| pair.leader_agent.log_tail(20))?;
+    let segment = pass_by(&pair.leader)?;
+    wait_until("nothing is kept for it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
+    let status = stranger.run_verb("status", &[])?;
+    println!(
+        "{segment} is gone, the stranger was refused {} times: {status}",
+        refusals(&pair.leader_agent)?
+    );
+    ensure!(stranger.is_running(), "{}", stranger.log_tail(20));
+    Ok(())
+}
+
+/// The archive keeps what a bootstrap will need while the server's checkpoint is still under way: WAL
+/// from then on belongs to the backup.
+#[test]
+fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let slow = ["max_wal_size = 4GB", "checkpoint_timeout = 1h", "wal_keep_size = 64MB"];
+    let leader = Cluster::start_new(&scratch, "leader", &options(&slow))?;
+    let config = AgentConfig::leader("leader1", &leader)?;
+    let mut leader_agent = Agent::new(&scratch, config)?;
+    leader_agent.start()?;
+    replace(&scratch, &mut leader_agent, &TIGHT)?;
+    wait_until("the archive is open", PATIENCE, || {
+        Ok(leader_agent.state_of("tail")? == "streaming")
+    })?;
+    let follower = AgentConfig::follower("follower1", &scratch, &leader_agent)?;
+    let mut follower = Agent::new(&scratch, follower)?;
+    let begin = |follower: &Agent| -> Result<Child> {
+        // Pages for a checkpoint that is spread over nearly an hour.
+        leader.pgbench_init(2, &[])?;
+        // One that was killed before may still be there for a moment.
+        wait_until("no backup is under way", PATIENCE, || {
+            Ok(leader.sql("select count(*) from pg_stat_progress_basebackup")? == "0")
+        })?;
+        let mut command = follower.command("bootstrap");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = child.spawn()?;
+        wait_until("the backup waits for its checkpoint", PATIENCE, || {
+            let query = "select count(*) from pg_stat_progress_basebackup \
+                         where phase = 'waiting for checkpoint to finish'";
+            Ok(leader.sql(query)? == "1")
+        })?;
+        Ok(child)
+    };
+
+    let mut child = begin(&follower)?;
+    let segment = pass_by(&leader)?;
+    ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
+    // The control: nobody waits any more.
+    child.kill()?;
+    child.wait()?;
+    wait_until("it is kept no longer", PATIENCE, || Ok(!has(&leader_agent, &segment)?))?;
+    println!("{segment} was kept for a bootstrap, and went when that was killed");
+
+    // And one that is not killed gets what it needs. The other's checkpoint is not to be waited for.
+    leader.sql("checkpoint")?;
+    let mut child = begin(&follower)?;
+    let segment = pass_by(&leader)?;
+    ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
+    leader.sql("checkpoint")?;
+    let exit = wait_for_exit(&mut child, PATIENCE)?;
+    ensure!(exit.success(), "bootstrap: {exit}, {}", leader_agent.log_tail(20));
+    ensure!(has(&follower, &segment)?, "the backup began before {segment}");
+    follower.start()?;
+    let end = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
+    follower.wait_replayed(end, PATIENCE)
 }

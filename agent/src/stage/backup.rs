@@ -11,17 +11,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use walferry_wire::{
-    BackupArchive, BackupContent, BackupEnd, BackupPart, BackupRequest, BackupStarted, PlainText,
-    RefusalCode, Sender, SenderEvent,
+    BACKUP_DATA_MAX, BackupArchive, BackupContent, BackupEnd, BackupPart, BackupRequest,
+    BackupStarted, PlainText, RefusalCode, Sender, SenderEvent,
 };
 use walfmt::Lsn;
 
 use crate::clock;
 use crate::config::Source;
+use crate::configuration::{self, CONFIGURATION_BYTES_MAX};
 use crate::node::Node;
 use crate::positions::Position;
 use crate::server::replication::{BackupOptions, BackupPiece, ReplicationConnection};
@@ -171,6 +173,9 @@ async fn relay(
     };
     let send = async |part| parts.send(Relayed::Part(part)).await.is_ok();
     let mut goes_on = send(BackupPart::Started(started)).await;
+    for part in configuration(conninfo).await {
+        goes_on &= send(part).await;
+    }
     while goes_on {
         let part = match server.next().await? {
             BackupPiece::Archive(oid) => BackupPart::Archive(BackupArchive {
@@ -191,6 +196,31 @@ async fn relay(
         goes_on &= send(part).await;
     }
     Ok(())
+}
+
+/// What a base backup lacks where the server's configuration lies outside of its data directory. A
+/// backup is worth having without it.
+async fn configuration(conninfo: &str) -> Vec<BackupPart> {
+    let told = configuration::of_server(conninfo).await;
+    for warning in &told.warnings {
+        tracing::warn!("base backup: {warning}");
+    }
+    let json = match serde_json::to_vec(&told) {
+        Ok(json) if json.len() as u64 <= CONFIGURATION_BYTES_MAX => Bytes::from(json),
+        Ok(json) => {
+            tracing::warn!("the server's configuration is not sent: {} bytes", json.len());
+            return Vec::new();
+        }
+        Err(error) => {
+            tracing::warn!("the server's configuration is not sent: {error}");
+            return Vec::new();
+        }
+    };
+    let begin = BackupArchive { content: BackupContent::Configuration, is_compressed: false };
+    let data = (0..json.len())
+        .step_by(BACKUP_DATA_MAX)
+        .map(|from| BackupPart::Data(json.slice(from..json.len().min(from + BACKUP_DATA_MAX))));
+    std::iter::once(BackupPart::Archive(begin)).chain(data).collect()
 }
 
 /// A node that is being bootstrapped: the archive keeps what it will ask for, as for a follower that is

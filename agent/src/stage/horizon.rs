@@ -26,6 +26,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const MOVE_SLOT_EVERY: Duration = Duration::from_secs(60);
 /// How often it is asked whether the slot may still be there.
 const CHECK_HOLD_EVERY: Duration = Duration::from_secs(5);
+/// How often it is asked which locales its databases need: who makes a database seldom asks at once.
+const ASK_LOCALES_EVERY: Duration = Duration::from_secs(60);
 
 /// Asks until the node stops. A server that cannot be reached is asked again; one that must not be
 /// followed stops this stage and shipping.
@@ -56,6 +58,7 @@ pub(crate) async fn refuse_misuse(conninfo: &str) -> Result<(), Trouble> {
 async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
     let server = Server::connect(conninfo).await?;
     let mut holding = Holding::new(node.config.slot()?);
+    let mut asked_locales: Option<Instant> = None;
     loop {
         // Who must not be followed, or is no primary, is not to hold WAL for nothing.
         let settings = match server.settings().await {
@@ -88,6 +91,14 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
                 .with_hint("correct one of them: they must be the same server"));
         }
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
+        if asked_locales.is_none_or(|at| at.elapsed() >= ASK_LOCALES_EVERY) {
+            asked_locales = Some(Instant::now());
+            // Less than the slot, which goes on without.
+            match server.locales().await {
+                Ok(locales) => node.set_locales(locales),
+                Err(trouble) => tracing::warn!("{trouble}"),
+            }
+        }
         match holding.look(node, &server).await {
             Ok(Some(words)) => node.stages.set(STAGE, State::Streaming, words),
             Ok(None) => {}

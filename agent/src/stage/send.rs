@@ -17,8 +17,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use walferry_archive::{Archive, ArchiveError, ArchiveReader, FrameCompressor};
 use walferry_wire::{
-    Archived, Chunk, Hello, Identity, LeaderPositions, Limits, NodeName, PlainText, RefusalCode,
-    Resume, Sender, SenderConfig, SenderEvent,
+    Archived, Chunk, Hello, Identity, LeaderPositions, Limits, NodeName, PlainText, ProbeReply,
+    RefusalCode, Resume, Sender, SenderConfig, SenderEvent,
 };
 use walfmt::{Lsn, RecordStream, SegmentSize, Step, StreamStart, Timeline};
 
@@ -193,7 +193,13 @@ async fn exchange(
                     let [follow, bootstrap] = [Role::Follower, Role::Bootstrap]
                         .map(|role| connection.objection(tls, &probe.node, role).is_none());
                     let first = archive_begin(node).await;
-                    sender.answer_probe(clock::now(), follow, bootstrap, first)?;
+                    let reply = ProbeReply {
+                        may_follow: follow,
+                        may_bootstrap: bootstrap,
+                        first,
+                        locales: node.locales(),
+                    };
+                    sender.answer_probe(clock::now(), reply)?;
                 }
                 SenderEvent::Refused(refused) => reason = format!("refused: {}", refused.text),
                 SenderEvent::Goodbye(goodbye) => reason = goodbye.reason.to_string(),

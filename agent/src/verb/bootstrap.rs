@@ -15,6 +15,7 @@
 mod configuration;
 mod copy;
 mod network;
+mod settings;
 mod unpack;
 
 use std::fs;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use walferry_archive::{Archive, ArchiveReader, ArchiveWriter, OsFiles};
 use walferry_store::Store;
+use walferry_wire::ProbeAnswer;
 use walfmt::backup_label::BackupLabel;
 use walfmt::control::ControlFile;
 use walfmt::rmgr::RmgrId;
@@ -32,12 +34,16 @@ use walfmt::rmgr::xlog::{Change, CheckPoint};
 use walfmt::{Lsn, Record, RecordStream, SegmentName, Step, StreamStart};
 
 use crate::config::{Config, Source};
+use crate::configuration::Configuration;
 use crate::identity::Identity;
+use crate::locales;
 use crate::node::{Node, wait_for_signal};
+use crate::peer::{self, Answer};
 use crate::positions::Position;
 use crate::stage::tail::{WalTail, read_control_file};
 use crate::stage::{State, receive};
 use crate::trouble::{Kind, Trouble};
+use crate::verb::bootstrap::configuration::Written;
 use crate::verb::bootstrap::copy::Copy;
 
 #[derive(Debug, clap::Args)]
@@ -88,7 +94,7 @@ fn from_directory(node: &Arc<Node>, backup: &Path, target: &Path) -> Result<(), 
     if let Some(writer) = writer {
         import_wal(node, &archive, identity, backup, begin, writer)?;
     }
-    finish(node, &archive, identity, copy, &label)
+    finish(node, &archive, identity, copy, &label, None)
 }
 
 /// With a backup that the leader's agent relays. Its WAL is in the leader's archive.
@@ -109,7 +115,8 @@ fn from_peer(node: &Arc<Node>, target: &Path, options: network::Options) -> Resu
         }
     });
     let prepare = |identity: Identity| node.open_archive(identity).map(drop);
-    let (copy, identity) = network::fetch(node, &runtime, &peers, target, options, prepare)?;
+    let (copy, identity, leader) =
+        network::fetch(node, &runtime, &peers, target, options, prepare)?;
     let prepared = read_backup(copy.part()).and_then(|(control, label)| {
         let is_same = control.system_identifier == identity.system_identifier
             && control.segment_size == identity.segment_size;
@@ -126,7 +133,7 @@ fn from_peer(node: &Arc<Node>, target: &Path, options: network::Options) -> Resu
         Ok((archive, label))
     });
     match prepared {
-        Ok((archive, label)) => finish(node, &archive, identity, copy, &label),
+        Ok((archive, label)) => finish(node, &archive, identity, copy, &label, leader.as_ref()),
         Err(trouble) => {
             copy.discard();
             Err(trouble)
@@ -141,16 +148,18 @@ fn finish(
     identity: Identity,
     copy: Copy,
     label: &BackupLabel,
+    leader: Option<&Configuration>,
 ) -> Result<(), Trouble> {
+    let programs = &node.config.store()?.bin_directory;
     let prepared = collect(node, archive, identity, label).and_then(|facts| {
         Store::prepare(copy.part(), &facts.check_point, label.check_point, label)
             .map_err(|error| Trouble::new(Kind::Unsupported, error))?;
         let control = read_control_file(&OsFiles, copy.part())?;
-        let is_new = configuration::write_missing(copy.part(), &control)
+        let written = configuration::write_missing(copy.part(), &control, programs, leader)
             .map_err(|error| Trouble::io(copy.part().display(), error))?;
-        Ok((facts, is_new))
+        Ok((facts, written))
     });
-    let (facts, has_new_configuration) = match prepared {
+    let (facts, written) = match prepared {
         Ok(prepared) => prepared,
         Err(trouble) => {
             copy.discard();
@@ -165,13 +174,39 @@ fn finish(
         facts.backup_end,
         facts.archive_end
     );
-    if has_new_configuration {
-        println!(
-            "the backup has no postgresql.conf: the least one and a pg_hba.conf for this machine's \
-             users were written; put the leader's settings there before a promotion needs them"
-        );
+    match written {
+        Written { is_new: true, taken: Some(taken), .. } => println!(
+            "the backup has no postgresql.conf: one with {taken} of the leader's settings was \
+             written; its end says what was left out. It listens on localhost only"
+        ),
+        Written { is_new: true, taken: None, .. } => println!(
+            "the backup has no postgresql.conf: the least one was written; put the leader's \
+             settings there, and into pg_hba.conf who may connect, before a promotion needs them"
+        ),
+        Written { is_new: false, .. } => {}
     }
+    for warning in written.warnings {
+        eprintln!("warning: {warning}");
+    }
+    warn_of_locales(node);
     Ok(())
+}
+
+/// Says which locales are missing here, if a peer knows what is needed.
+fn warn_of_locales(node: &Node) {
+    let (Ok(Source::Receive(peers)), Ok(runtime)) =
+        (node.config.source(), tokio::runtime::Builder::new_current_thread().enable_all().build())
+    else {
+        return;
+    };
+    for peer in peers {
+        let asked = runtime.block_on(peer::probe(node.tls.as_ref(), &peer, node.name()));
+        let Ok(Answer { answer: ProbeAnswer::Standing(standing), .. }) = asked else { continue };
+        if let Some(words) = locales::objection(&standing.locales) {
+            eprintln!("warning: {words}: {}", locales::REMEDY);
+            return;
+        }
+    }
 }
 
 fn control_answers(config: &Config) -> bool {

@@ -6,7 +6,7 @@
 
 mod certificates;
 mod finding;
-mod machine;
+pub(crate) mod machine;
 mod peers;
 mod server;
 mod store;

@@ -108,26 +108,30 @@ pub(crate) const CONFIGURATION_REMEDY: &str = "mend the postgresql.conf in the s
 /// reading of it tells.
 pub(crate) fn objection_to_configuration(store: &StoreSection) -> Option<String> {
     let directory = &store.data_directory;
-    // Nothing of the store is locked or changed by that.
-    let asked = Command::new(store.bin_directory.join("postgres"))
-        .arg("-D")
-        .arg(directory)
-        .args(["-C", "data_directory"])
-        .output();
-    let output = match asked {
-        Ok(output) => output,
+    let found = match ask_for_data_directory(&store.bin_directory, directory) {
+        Ok(Ok(found)) => found,
+        Ok(Err(words)) => {
+            return Some(format!("postgres cannot use the store's configuration: {words}"));
+        }
         Err(error) => return Some(format!("asking postgres for its configuration: {error}")),
     };
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if !output.status.success() {
-        let words = said(&output.stderr);
-        return Some(format!("postgres cannot use the store's configuration: {words}"));
-    }
-    let found = said(&output.stdout);
     let same = std::fs::canonicalize(&found).ok() == std::fs::canonicalize(directory).ok();
     (!same).then(|| {
         format!("the store's postgresql.conf leads to {found}, not to {}", directory.display())
     })
+}
+
+/// Has a server with these programs read the configuration in `directory`: gives where it finds its
+/// data directory, or what it objects to, in English. Nothing there is locked or changed by that.
+pub(crate) fn ask_for_data_directory(
+    programs: &Path,
+    directory: &Path,
+) -> std::io::Result<Result<String, String>> {
+    let mut command = Command::new(programs.join("postgres"));
+    command.env("LC_ALL", "C").arg("-D").arg(directory);
+    let output = command.args(["-c", "lc_messages=C", "-C", "data_directory"]).output()?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) })
 }
 
 fn start_server(

@@ -20,7 +20,7 @@ use crate::text::PlainText;
 pub enum BackupEvent {
     /// The backup has begun. Always the first, unless refused.
     Started(BackupStarted),
-    /// An archive begins. The last one is the manifest.
+    /// An archive begins. The first may be the configuration, the last one is the manifest.
     Archive(BackupArchive),
     /// Bytes of the archive that began last.
     Data(Bytes),
@@ -159,9 +159,17 @@ impl BackupReceiver {
             }
             (
                 State::BetweenArchives
-                | State::InArchive(BackupContent::Base | BackupContent::Tablespace(_)),
+                | State::InArchive(
+                    BackupContent::Configuration
+                    | BackupContent::Base
+                    | BackupContent::Tablespace(_),
+                ),
                 Message::BackupArchive(archive),
-            ) => (State::InArchive(archive.content), BackupEvent::Archive(archive)),
+            ) if archive.content != BackupContent::Configuration
+                || matches!(self.state, State::BetweenArchives) =>
+            {
+                (State::InArchive(archive.content), BackupEvent::Archive(archive))
+            }
             (State::InArchive(content), Message::BackupData(bytes)) => {
                 (State::InArchive(content), BackupEvent::Data(bytes))
             }

@@ -59,12 +59,13 @@ pub use lag_clock::LagClock;
 pub use limits::Limits;
 pub use message::{
     Acknowledgement, BACKUP_DATA_MAX, BackupArchive, BackupContent, BackupEnd, BackupRequest,
-    BackupStarted, Chunk, Data, Goodbye, Heartbeat, Hello, InvalidField, Message, MessageKind,
-    PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Probe, RefusalCode, Refused, Resume, Standing, Welcome,
+    BackupStarted, Chunk, Data, Goodbye, Heartbeat, Hello, InvalidField, LOCALES_MAX, LocaleName,
+    Message, MessageKind, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Probe, RefusalCode, Refused,
+    Resume, Standing, Welcome,
 };
 pub use positions::{Archived, FollowerPositions, LeaderPositions, MisorderedPositions};
 pub use probe::{ProbeAnswer, Prober};
 pub use receiver::{Receiver, ReceiverConfig, ReceiverEvent};
-pub use sender::{BackupPart, Identity, Sender, SenderConfig, SenderEvent};
+pub use sender::{BackupPart, Identity, ProbeReply, Sender, SenderConfig, SenderEvent};
 pub use text::{NodeName, PlainText, TextError};
 pub use time::{Now, Stamp};

@@ -12,7 +12,7 @@ use crate::error::{ConnectionError, Misbehaviour, Misuse};
 use crate::limits::Limits;
 use crate::message::{
     Acknowledgement, BackupArchive, BackupEnd, BackupRequest, BackupStarted, Chunk, Data, Goodbye,
-    Heartbeat, Hello, Message, Probe, RefusalCode, Refused, Standing, Welcome,
+    Heartbeat, Hello, LocaleName, Message, Probe, RefusalCode, Refused, Standing, Welcome,
 };
 use crate::positions::{Archived, FollowerPositions, LeaderPositions};
 use crate::receiver::pop_bytes;
@@ -61,6 +61,20 @@ pub enum BackupPart {
     Data(Bytes),
     /// It is complete.
     Ended(BackupEnd),
+}
+
+/// What the caller knows of how a node stands; the rest is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeReply {
+    /// Whether the node may have WAL.
+    pub may_follow: bool,
+    /// Whether the node may have a base backup.
+    pub may_bootstrap: bool,
+    /// Where the leader's archive begins; invalid if it has none yet.
+    pub first: Lsn,
+    /// The locales that the server's databases need; more than
+    /// [`LOCALES_MAX`](crate::LOCALES_MAX) are not told.
+    pub locales: Vec<LocaleName>,
 }
 
 /// What a follower said.
@@ -354,15 +368,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Answers [`SenderEvent::Probed`], and closes the connection: what the node may ask for, and
-    /// where the archive begins, is the caller's to say, the rest is known here.
-    pub fn answer_probe(
-        &mut self,
-        now: Now,
-        may_follow: bool,
-        may_bootstrap: bool,
-        first: Lsn,
-    ) -> Result<(), Misuse> {
+    /// Answers [`SenderEvent::Probed`], and closes the connection.
+    pub fn answer_probe(&mut self, now: Now, reply: ProbeReply) -> Result<(), Misuse> {
         if !matches!(self.state, State::Probed) {
             return Err(Misuse::State { call: "answer_probe", state: self.state.name() });
         }
@@ -376,9 +383,10 @@ impl Sender {
             segment_size: identity.segment_size,
             server_major: identity.server_major,
             server_version_num: identity.server_version_num,
-            first,
-            may_follow,
-            may_bootstrap,
+            first: reply.first,
+            may_follow: reply.may_follow,
+            may_bootstrap: reply.may_bootstrap,
+            locales: reply.locales,
         };
         self.outgoing.extend(Message::Standing(standing).encode());
         self.state = State::Closed;

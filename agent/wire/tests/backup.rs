@@ -88,6 +88,8 @@ fn a_backup_comes_whole() {
     let bytes = Bytes::from_static(b"tar");
     let parts = [
         BackupPart::Started(started()),
+        BackupPart::Archive(archive(BackupContent::Configuration)),
+        BackupPart::Data(bytes.clone()),
         BackupPart::Archive(archive(BackupContent::Tablespace(16390))),
         BackupPart::Data(bytes.clone()),
         BackupPart::Archive(archive(BackupContent::Base)),
@@ -100,10 +102,10 @@ fn a_backup_comes_whole() {
     }
     assert!(leader.is_closed());
     let events = carry(&mut leader, &mut follower, later);
-    assert_eq!(events.len(), 7);
+    assert_eq!(events.len(), 9);
     assert_eq!(events[0], BackupEvent::Started(started()));
     assert_eq!(events[2], BackupEvent::Data(bytes));
-    assert_eq!(events[6], BackupEvent::Ended(end()));
+    assert_eq!(events[8], BackupEvent::Ended(end()));
     assert!(follower.is_closed());
 }
 
@@ -113,7 +115,11 @@ fn parts_out_of_turn_are_refused() {
     let base = || Message::BackupArchive(archive(BackupContent::Base));
     let start = || Message::BackupStarted(started());
     let data = || Message::BackupData(Bytes::from_static(b"x"));
-    let spoiled: [&[Message]; 6] = [
+    let configuration = || Message::BackupArchive(archive(BackupContent::Configuration));
+    let spoiled: [&[Message]; 9] = [
+        &[start(), configuration(), configuration()],
+        &[start(), base(), configuration()],
+        &[start(), configuration(), Message::BackupEnd(end())],
         &[base()],
         &[start(), start()],
         &[start(), data()],
@@ -181,10 +187,17 @@ fn a_probe_is_answered_once() {
         assert_eq!(leader.poll_event(), Some(SenderEvent::Probed(probe.clone())));
         (leader, prober)
     };
+    let locales: Vec<LocaleName> = ["C", "de_DE.UTF-8"].map(LocaleName::fitted).to_vec();
+    let answer = || ProbeReply {
+        may_follow: true,
+        may_bootstrap: false,
+        first: Lsn(0x300_0000),
+        locales: locales.clone(),
+    };
     let (mut leader, mut prober) = ask();
     assert!(leader.send_backup(now(begun), BackupPart::Ended(end())).is_err(), "not asked for");
-    leader.answer_probe(now(begun), true, false, Lsn(0x300_0000)).expect("was asked");
-    assert!(leader.answer_probe(now(begun), true, false, Lsn(0x300_0000)).is_err(), "once");
+    leader.answer_probe(now(begun), answer()).expect("was asked");
+    assert!(leader.answer_probe(now(begun), answer()).is_err(), "once");
     assert!(leader.is_closed());
     while let Some(bytes) = leader.poll_transmit() {
         prober.handle_bytes(&bytes).expect("fair");
@@ -192,6 +205,17 @@ fn a_probe_is_answered_once() {
     let Some(ProbeAnswer::Standing(standing)) = prober.answer() else { panic!("no answer") };
     assert_eq!((standing.system_identifier, standing.stamp), (42, Stamp(1)));
     assert!(standing.may_follow && !standing.may_bootstrap);
+    assert_eq!(standing.locales, locales);
+
+    // However many a server has, the answer stays within what a stranger may be sent.
+    let (mut leader, mut prober) = ask();
+    let many = vec![LocaleName::fitted(&"x".repeat(1000)); 1000];
+    leader.answer_probe(now(begun), ProbeReply { locales: many, ..answer() }).expect("was asked");
+    while let Some(bytes) = leader.poll_transmit() {
+        prober.handle_bytes(&bytes).expect("fair");
+    }
+    let Some(ProbeAnswer::Standing(standing)) = prober.answer() else { panic!("no answer") };
+    assert_eq!(standing.locales.len(), LOCALES_MAX);
 
     let (mut leader, mut prober) = ask();
     leader.refuse(RefusalCode::NOT_ALLOWED, "who are you?").expect("was asked");

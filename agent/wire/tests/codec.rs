@@ -129,6 +129,7 @@ fn backup_archive() -> impl Strategy<Value = BackupArchive> {
         Just(BackupContent::Base),
         (1..=u32::MAX).prop_map(BackupContent::Tablespace),
         Just(BackupContent::Manifest),
+        Just(BackupContent::Configuration),
     ];
     (content, any::<bool>())
         .prop_map(|(content, is_compressed)| BackupArchive { content, is_compressed })
@@ -140,10 +141,11 @@ prop_compose! {
         system_identifier in any::<u64>(), timeline in timeline(), segment_size in segment_size(),
         server_major in any::<u16>(), server_version_num in any::<u32>(), first in lsn(),
         may_follow in any::<bool>(), may_bootstrap in any::<bool>(),
+        locales in vec(text(), 0..=LOCALES_MAX),
     ) -> Standing {
         Standing {
             node, agent_version, stamp: Stamp(stamp), system_identifier, timeline, segment_size,
-            server_major, server_version_num, first, may_follow, may_bootstrap,
+            server_major, server_version_num, first, may_follow, may_bootstrap, locales,
         }
     }
 }
@@ -223,7 +225,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..200), kind in 0..9_u8) {
+    fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..200), kind in 0..16_u8) {
         // With a plausible head, or most inputs end at the first check.
         let mut framed = (bytes.len() as u32 + 1).to_le_bytes().to_vec();
         framed.push(kind);

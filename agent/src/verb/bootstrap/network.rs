@@ -21,6 +21,7 @@ use walfmt::Version;
 
 use super::copy::Copy;
 use super::unpack::Unpacker;
+use crate::configuration::Configuration;
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::tls::{self, Tls};
@@ -51,7 +52,8 @@ enum Item {
     Interrupted,
 }
 
-/// Fetches a backup from the first peer that gives one. `prepare` is told whose it is before any file
+/// Fetches a backup from the first peer that gives one, and with it the leader's configuration, if its
+/// agent tells that. `prepare` is told whose it is before any file
 /// is made. What is there of a backup that fails is removed.
 pub(super) fn fetch(
     node: &Arc<Node>,
@@ -60,7 +62,7 @@ pub(super) fn fetch(
     target: &Path,
     options: Options,
     prepare: impl Fn(Identity) -> Result<(), Trouble>,
-) -> Result<(Copy, Identity), Trouble> {
+) -> Result<(Copy, Identity, Option<Configuration>), Trouble> {
     let mut last = Trouble::misuse("[source] names no peers");
     for peer in peers {
         let request = BackupRequest {
@@ -102,7 +104,7 @@ pub(super) fn fetch(
         prepare(identity)?;
         let copy = Copy::empty(target)?;
         return match write(node, items, &copy, started.bytes) {
-            Ok(()) => Ok((copy, identity)),
+            Ok(leader) => Ok((copy, identity, leader)),
             Err(trouble) => {
                 copy.discard();
                 Err(trouble)
@@ -127,8 +129,14 @@ fn identity_of(started: &BackupStarted) -> Result<Identity, Trouble> {
     })
 }
 
-/// Writes the backup as it comes, and checks it. All of it is durable then.
-fn write(node: &Node, items: mpsc::Receiver<Item>, copy: &Copy, bytes: u64) -> Result<(), Trouble> {
+/// Writes the backup as it comes, and checks it. All of it is durable then. Gives the leader's
+/// configuration, if that came with it.
+fn write(
+    node: &Node,
+    items: mpsc::Receiver<Item>,
+    copy: &Copy,
+    bytes: u64,
+) -> Result<Option<Configuration>, Trouble> {
     let progress = Progress::new(bytes);
     let mut unpacker = Unpacker::new(copy, &progress);
     let mut items = Items { items, bytes: Bytes::new(), next: None };
@@ -152,10 +160,10 @@ fn write(node: &Node, items: mpsc::Receiver<Item>, copy: &Copy, bytes: u64) -> R
             }
         }
     };
-    unpacker.check(end.end)?;
+    let leader = unpacker.check(end.end)?;
     progress.finish();
     copy.sync()?;
-    if node.stopping() { Err(interrupted()) } else { Ok(()) }
+    if node.stopping() { Err(interrupted()) } else { Ok(leader) }
 }
 
 /// How far it is: a bar, or where no terminal is a line from time to time.

@@ -5,6 +5,7 @@
 //! base          base/5/1259          ─► <store>.part/base/5/1259
 //!               pg_tblspc/16390 ─►   ─► a link of ours; where it led on the leader does not matter
 //! tablespace    PG_15_.../5/16400    ─► <store>.tablespaces.part/16390/PG_15_.../5/16400
+//! configuration JSON ─► read here, judged by `configuration`
 //! manifest      path, size, CRC-32C of each file ── compared with what was written
 //! ```
 //!
@@ -26,6 +27,7 @@ use walfmt::relation::BLOCK_SIZE;
 
 use super::copy::{Copy, LEFT_OUT_FILES, failed};
 use super::network::Progress;
+use crate::configuration::{CONFIGURATION_BYTES_MAX, Configuration};
 use crate::trouble::{Kind, Trouble};
 
 const WRITE_BYTES: usize = 256 << 10;
@@ -45,6 +47,7 @@ pub(super) struct Unpacker<'a> {
     /// By path within the data directory, as the manifest names them.
     files: BTreeMap<String, Facts>,
     manifest: Vec<u8>,
+    configuration: Option<Configuration>,
     buffer: Vec<u8>,
     latest: LatestPage,
 }
@@ -124,6 +127,7 @@ impl<'a> Unpacker<'a> {
             progress,
             files: BTreeMap::new(),
             manifest: Vec::new(),
+            configuration: None,
             buffer: vec![0; WRITE_BYTES],
             latest: LatestPage::default(),
         }
@@ -146,6 +150,13 @@ impl<'a> Unpacker<'a> {
 
     fn content(&mut self, content: BackupContent, mut data: impl Read) -> Result<(), Trouble> {
         match content {
+            BackupContent::Configuration => {
+                let limited = io::BufReader::new(data.by_ref().take(CONFIGURATION_BYTES_MAX));
+                let read = serde_json::from_reader(limited);
+                self.configuration = Some(read.map_err(|error| {
+                    corrupt(format_args!("the leader's configuration: {error}"))
+                })?);
+            }
             BackupContent::Base => {
                 let root = self.copy.part().to_owned();
                 self.tar(&root, "", &mut data)?;
@@ -234,15 +245,17 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Compares what came with what the manifest says, and pages with where the backup ended.
-    pub(super) fn check(self, end: Lsn) -> Result<(), Trouble> {
+    /// Compares what came with what the manifest says, and pages with where the backup ended. Gives
+    /// the leader's configuration, if that came.
+    pub(super) fn check(self, end: Lsn) -> Result<Option<Configuration>, Trouble> {
         let LatestPage { lsn, path, block } = &self.latest;
         if *lsn > end {
             return Err(corrupt(format_args!(
                 "{path}, block {block}: the page's LSN is {lsn}, the backup ended at {end}"
             )));
         }
-        check_manifest(&self.manifest, self.files).map_err(corrupt)
+        check_manifest(&self.manifest, self.files).map_err(corrupt)?;
+        Ok(self.configuration)
     }
 }
 

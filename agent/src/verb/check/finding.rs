@@ -86,6 +86,7 @@ codes! {
     StoreUnusable "store.unusable" Failed,
     StorePrograms "store.programs" Failed,
     StoreConfiguration "store.configuration" Failed,
+    StoreLocale "store.locale" Failed,
     StoreMemory "store.memory" Warning,
 }
 

@@ -133,6 +133,14 @@ fn existing(directory: &Path) -> PathBuf {
     there.unwrap_or(Path::new("/")).to_owned()
 }
 
+/// This machine's memory in bytes, if it tells.
+pub(crate) fn memory() -> Option<u64> {
+    // In kB (`man 5 proc`).
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()?.saturating_mul(1024))
+}
+
 /// Whether the configured addresses can be listened on.
 pub(super) fn addresses(config: &Config, findings: &mut Findings) {
     for (key, address) in

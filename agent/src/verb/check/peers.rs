@@ -7,6 +7,7 @@ use walferry_wire::{ProbeAnswer, Refused, Standing};
 
 use super::finding::{Code, Findings};
 use crate::config::Config;
+use crate::locales;
 use crate::peer::{self, Answer};
 use crate::stage::tail;
 use crate::tls::Tls;
@@ -80,6 +81,11 @@ fn judge(config: &Config, peer: &str, standing: &Standing, ahead: f64, findings:
             "correct [source] peers, or bootstrap another store",
         );
         return;
+    }
+    if config.store.is_some()
+        && let Some(words) = locales::objection(&standing.locales)
+    {
+        findings.add(Code::StoreLocale, words, locales::REMEDY);
     }
     let version = standing.server_version_num;
     findings.ok(

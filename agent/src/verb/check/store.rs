@@ -10,6 +10,7 @@ use walferry_archive::OsFiles;
 use walfmt::Version;
 
 use super::finding::{Code, Findings};
+use super::machine;
 use crate::config::StoreSection;
 use crate::stage::tail;
 use crate::verb::promote::{CONFIGURATION_REMEDY, objection_to_configuration};
@@ -109,12 +110,7 @@ fn programs(directory: &Path, major: Option<&'static Version>, findings: &mut Fi
 }
 
 fn memory(store: &StoreSection, findings: &mut Findings) {
-    // In kB (`man 5 proc`).
-    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    let Some(total) = total.map(|kilobytes| kilobytes.saturating_mul(1024)) else { return };
+    let Some(total) = machine::memory() else { return };
     if store.cache_bytes > total / 2 {
         findings.add(
             Code::StoreMemory,

@@ -10,10 +10,12 @@
 //!
 //!   content  1: a tar archive of the data directory (tablespace 0) or of a tablespace
 //!            2: the manifest
+//!            3: the server's configuration
 //! ```
 //!
 //! In the order Started, then for each archive Archive and its Data, the manifest last, End. What
-//! is in them is PostgreSQL's own (`src/backend/backup/basebackup.c`).
+//! is in them is PostgreSQL's own (`src/backend/backup/basebackup.c`); but the configuration is the
+//! agents', comes first if it comes, and need not come.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use walfmt::cursor::Cursor;
@@ -72,6 +74,9 @@ pub struct BackupArchive {
 /// What an archive of a backup is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupContent {
+    /// What the server's configuration says that lies outside of the data directory, as far as the
+    /// leader's agent may know it. The first one, if there is one.
+    Configuration,
     /// The data directory, as tar.
     Base,
     /// The tablespace with this OID, as tar.
@@ -143,6 +148,7 @@ impl BackupArchive {
             BackupContent::Base => (1, 0),
             BackupContent::Tablespace(oid) => (1, oid),
             BackupContent::Manifest => (2, 0),
+            BackupContent::Configuration => (3, 0),
         };
         out.put_u8(content);
         out.put_u32_le(tablespace);
@@ -154,7 +160,8 @@ impl BackupArchive {
             (1, 0) => BackupContent::Base,
             (1, oid) => BackupContent::Tablespace(oid),
             (2, 0) => BackupContent::Manifest,
-            (other, _) => return Err(InvalidField::new("content", other, "1 or 2").into()),
+            (3, 0) => BackupContent::Configuration,
+            (other, _) => return Err(InvalidField::new("content", other, "1 to 3").into()),
         };
         Ok(Self { content, is_compressed: flag(cursor, "is_compressed")? })
     }

@@ -63,7 +63,7 @@ pub use data::{Chunk, Data};
 pub use goodbye::Goodbye;
 pub use heartbeat::Heartbeat;
 pub use hello::{Hello, Resume};
-pub use probe::{Probe, Standing};
+pub use probe::{LOCALES_MAX, LocaleName, Probe, Standing};
 pub use refused::{RefusalCode, Refused};
 pub use welcome::Welcome;
 

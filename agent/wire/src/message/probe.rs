@@ -4,9 +4,10 @@
 //!   Probe     greeting | node text | agent_version text
 //!   Standing  greeting | node text | agent_version text | stamp i64 | system_identifier u64
 //!             | timeline u32 | segment_size u32 | server_major u16 | server_version_num u32
-//!             | first u64 | may u8
+//!             | first u64 | may u8 | locales u8 | a text for each
 //!
-//!   may  1: have WAL, 2: have a base backup, 3: both
+//!   may      1: have WAL, 2: have a base backup, 3: both
+//!   locales  at most 32
 //! ```
 
 use bytes::{BufMut, BytesMut};
@@ -20,6 +21,11 @@ use super::{
 use crate::decoder::DecodeError;
 use crate::text::{NodeName, PlainText};
 use crate::time::Stamp;
+
+/// The name of an operating system's locale.
+pub type LocaleName = PlainText<64>;
+/// How many of them are told: with all of them an answer is within what a stranger may send.
+pub const LOCALES_MAX: usize = 32;
 
 /// A node asks how it stands with a leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +61,9 @@ pub struct Standing {
     pub may_follow: bool,
     /// Whether the node may have a base backup.
     pub may_bootstrap: bool,
+    /// The locales that the server's databases need of the operating system, at most
+    /// [`LOCALES_MAX`]; none while the leader does not know.
+    pub locales: Vec<LocaleName>,
 }
 
 impl Probe {
@@ -83,6 +92,11 @@ impl Standing {
         out.put_u32_le(self.server_version_num);
         out.put_u64_le(self.first.0);
         out.put_u8(u8::from(self.may_follow) | u8::from(self.may_bootstrap) << 1);
+        let locales = &self.locales[..self.locales.len().min(LOCALES_MAX)];
+        out.put_u8(u8::try_from(locales.len()).expect("at most 32"));
+        for locale in locales {
+            put_text(out, locale.as_str());
+        }
     }
 
     pub(super) fn decode(cursor: &mut Cursor<'_>) -> Result<Self, DecodeError> {
@@ -99,12 +113,18 @@ impl Standing {
             first: lsn(cursor, "first")?,
             may_follow: false,
             may_bootstrap: false,
+            locales: Vec::new(),
         };
-        match cursor.u8("may")? {
-            may @ 0..=3 => {
-                Ok(Self { may_follow: may & 1 != 0, may_bootstrap: may & 2 != 0, ..standing })
+        let may = match cursor.u8("may")? {
+            may @ 0..=3 => may,
+            other => return Err(InvalidField::new("may", other, "0 to 3").into()),
+        };
+        let locales = match usize::from(cursor.u8("locales")?) {
+            count @ 0..=LOCALES_MAX => {
+                (0..count).map(|_| plain_text(cursor, "locale")).collect::<Result<_, _>>()?
             }
-            other => Err(InvalidField::new("may", other, "0 to 3").into()),
-        }
+            other => return Err(InvalidField::new("locales", other, "0 to 32").into()),
+        };
+        Ok(Self { may_follow: may & 1 != 0, may_bootstrap: may & 2 != 0, locales, ..standing })
     }
 }
