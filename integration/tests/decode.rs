@@ -133,6 +133,7 @@ fn golden_scripts_run() -> Result<()> {
     for ((name, part), (expected, _)) in parts.iter().zip(&all) {
         assert_eq!(name, expected);
         println!("{name}: {} changes in {} transactions", part.len(), part.transactions.len());
+        part.changes().take(12).for_each(|change| println!("  {change}"));
         ensure!(!part.is_empty(), "script {name} changes nothing");
     }
     assert_eq!(parts.len(), all.len());
