@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use walfmt::bytes::{put, u32_at, u64_at};
 use walfmt::{Lsn, Timeline};
 
-pub(crate) use self::reader::{Chunk, Reader};
+pub(crate) use self::reader::Reader;
 pub(crate) use self::writer::Writer;
 use crate::identity::Identity;
 use crate::trouble::{Kind, Trouble};

@@ -43,6 +43,18 @@ pub struct Rows {
     abandoned: AtomicBool,
 }
 
+/// Puts the entries of one record in order, whose pages were changed in the order of its references: an
+/// update names the new version's page first. There are two at most that need it.
+pub(crate) fn put_in_order(entries: &mut [u8]) {
+    let Ok((first, rest)) = Entry::read(entries) else { return };
+    if let Ok((second, _)) = Entry::read(rest)
+        && second.order() < first.order()
+    {
+        let length = entries.len() - rest.len();
+        entries.rotate_left(length);
+    }
+}
+
 #[derive(Default)]
 struct Queues {
     sources: Vec<VecDeque<Vec<u8>>>,
@@ -329,6 +341,18 @@ mod tests {
         assert_eq!(rows.take(&mut merged, 1 << 20, Duration::ZERO), Lsn(70));
         assert_eq!(orders(&merged).len(), 2);
         assert_eq!(rows.queued.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn an_updates_old_version_comes_first() {
+        use EntryKind::{Inserted, UpdatedFrom, UpdatedTo};
+        let mut both = entries(&[(30, 0, UpdatedTo), (30, 0, UpdatedFrom)]);
+        put_in_order(&mut both);
+        assert_eq!(orders(&both), [(30, 0, UpdatedFrom), (30, 0, UpdatedTo)]);
+        let many = [(30, 0, Inserted), (30, 1, Inserted), (30, 2, Inserted)];
+        let mut all = entries(&many);
+        put_in_order(&mut all);
+        assert_eq!(orders(&all), many);
     }
 
     #[test]

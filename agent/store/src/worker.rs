@@ -27,7 +27,7 @@ use crate::crew::{Crew, Member};
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
-use crate::rows::Rows;
+use crate::rows::{Rows, put_in_order};
 use crate::shared::{Failure, Shared};
 use crate::verify::{BrokenRule, verify};
 use crate::writeback::{WriteBack, checksum_mismatch};
@@ -245,10 +245,14 @@ impl Worker {
             record
                 .read(&raw, self.parts.shared.version)
                 .map_err(|error| Failure::Page { at, fault: PageFault::Record(error) })?;
+            let begun = self.row_entries.len();
             for task in of_record {
                 let slot = ahead.advance(&self.parts.cache);
                 self.apply_task(&record, task, slot)
                     .map_err(|fault| Failure::Page { at, fault })?;
+            }
+            if of_record.len() > 1 && self.row_entries.len() > begun {
+                put_in_order(&mut self.row_entries[begun..]);
             }
             self.reached = raw.end;
         }

@@ -438,7 +438,8 @@ impl Decoder {
             let transaction = telling::Transaction {
                 xid: end.twophase_xid.unwrap_or(record.header.xid),
                 commit: record.start,
-                time: end.time,
+                // A transaction that came from another node committed there.
+                time: end.origin.map_or(end.time, |(_, time)| time),
                 tree: &tree,
                 done: &done,
             };

@@ -31,7 +31,8 @@ pub struct Event<'a> {
     pub lsn: Lsn,
     /// The transaction; its top level one. Invalid for a message that is in none.
     pub xid: TransactionId,
-    /// When it committed, in microseconds since 2000-01-01 UTC.
+    /// When it committed, in microseconds since 2000-01-01 UTC; on the node that it came from, if it
+    /// was replicated here.
     pub commit_time: i64,
     /// What.
     pub body: Body<'a>,
