@@ -20,6 +20,7 @@
 //!
 //! [decode]                                  # capture the rows that change, for walferry decode
 //! directory = "/var/lib/walferry/rows"
+//! max_bytes = "16GB"
 //!
 //! [listen]
 //! replication = "10.0.0.1:5480"             # followers connect here; off loopback only with [tls]
@@ -167,6 +168,9 @@ pub(crate) struct StoreSection {
 pub(crate) struct DecodeSection {
     /// Where the row spool is kept.
     pub(crate) directory: PathBuf,
+    /// How much of it is kept; the oldest rows go first, whether anybody has read them or not.
+    #[serde(default = "default_spool_bytes", deserialize_with = "size")]
+    pub(crate) max_bytes: u64,
 }
 
 /// `[listen]`
@@ -402,6 +406,10 @@ const fn default_workers() -> usize {
 
 const fn default_cache() -> u64 {
     256 << 20
+}
+
+const fn default_spool_bytes() -> u64 {
+    16 << 30
 }
 
 const fn default_restart_point_interval() -> Duration {

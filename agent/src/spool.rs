@@ -1,7 +1,8 @@
 //! The row spool: the rows that replay has seen, in WAL order, in files.
 //!
 //! Replay writes it, whoever decodes reads it, each at its own pace. A file begins where the one before
-//! it ends, or with the catalogs as they were at its start; a reader begins with such a one.
+//! it ends, with the catalogs as they are there: a reader can begin with any of them, and those of
+//! before can be removed.
 //!
 //! ```text
 //! <16 hex digits of its start>.rows
@@ -11,10 +12,11 @@
 //!       12     4  major of the server
 //!       16     8  system identifier
 //!       24     4  timeline
-//!       28     4  1 if it begins with the catalogs, else 0
+//!       28     4  1 if it goes on where another one ended, else 0: it begins anew
 //!       32     8  start: the position before which it has no rows
-//!       40     4  CRC-32C of all before
-//!       44        chunks
+//!       40     8  oldest: before it lies no row of a transaction that has not ended at the start
+//!       48     4  CRC-32C of all before
+//!       52        chunks; the first one is the catalogs
 //! chunk
 //!        0     4  length of what follows the CRC
 //!        4     4  CRC-32C of that
@@ -41,7 +43,7 @@ use crate::trouble::{Kind, Trouble};
 
 const MAGIC: &[u8; 8] = b"WALFROWS";
 const LAYOUT: u32 = 1;
-const HEADER_SIZE: usize = 44;
+const HEADER_SIZE: usize = 52;
 const CHUNK_HEADER_SIZE: usize = 16;
 /// No chunk is longer: the longest entry and what stands before it.
 const CHUNK_SIZE_MAX: usize = walfmt::row::ENTRY_SIZE_MAX + (4 << 20);
@@ -53,9 +55,11 @@ pub(crate) struct FileHeader {
     pub(crate) major: u16,
     pub(crate) system_identifier: u64,
     pub(crate) timeline: Timeline,
-    /// It begins with the catalogs, and needs no file before it.
-    pub(crate) is_base: bool,
+    /// It goes on where another one ended.
+    pub(crate) continues: bool,
     pub(crate) start: Lsn,
+    /// Before it lies no row of a transaction that has not ended at the start.
+    pub(crate) oldest: Lsn,
 }
 
 impl FileHeader {
@@ -66,10 +70,11 @@ impl FileHeader {
         put(&mut bytes, 12, u32::from(self.major).to_le_bytes());
         put(&mut bytes, 16, self.system_identifier.to_le_bytes());
         put(&mut bytes, 24, self.timeline.0.to_le_bytes());
-        put(&mut bytes, 28, u32::from(self.is_base).to_le_bytes());
+        put(&mut bytes, 28, u32::from(self.continues).to_le_bytes());
         put(&mut bytes, 32, self.start.0.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..40]);
-        put(&mut bytes, 40, crc.to_le_bytes());
+        put(&mut bytes, 40, self.oldest.0.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..48]);
+        put(&mut bytes, 48, crc.to_le_bytes());
         bytes
     }
 
@@ -77,13 +82,14 @@ impl FileHeader {
     fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Option<Self> {
         let is_one = bytes.starts_with(MAGIC)
             && u32_at(bytes, 8) == LAYOUT
-            && u32_at(bytes, 40) == crc32c::crc32c(&bytes[..40]);
+            && u32_at(bytes, 48) == crc32c::crc32c(&bytes[..48]);
         is_one.then(|| Self {
             major: u16::try_from(u32_at(bytes, 12)).unwrap_or_default(),
             system_identifier: u64_at(bytes, 16),
             timeline: Timeline(u32_at(bytes, 24)),
-            is_base: u32_at(bytes, 28) != 0,
+            continues: u32_at(bytes, 28) != 0,
             start: Lsn(u64_at(bytes, 32)),
+            oldest: Lsn(u64_at(bytes, 40)),
         })
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Chunk {
     /// Where its first entry is.
     pub(crate) place: u64,
     /// All rows before this position are in it or before it.
-    pub(crate) end: Lsn,
+    end: Lsn,
     bytes: Rc<Vec<u8>>,
 }
 
@@ -48,6 +48,8 @@ pub(crate) struct Reader {
     files: Vec<OpenFile>,
     /// The next chunk: in the last file, at this offset.
     next: u64,
+    /// Up to where rows were read.
+    end: Lsn,
     /// Where all chunks read so far begin, and their whole lengths.
     known: Vec<(u64, u32)>,
     kept: VecDeque<Chunk>,
@@ -61,29 +63,37 @@ struct OpenFile {
 }
 
 impl Reader {
-    /// Begins with the newest file that begins with the catalogs and is not behind `from`; without
-    /// `from`, with the oldest one. Nothing if there is none.
-    pub(crate) fn open(directory: &Path, from: Option<Lsn>) -> Result<Option<Self>, Trouble> {
+    /// Begins with the newest file behind which there is all that comes after `after`; without it, with
+    /// the oldest one. Nothing if there is none.
+    pub(crate) fn open(directory: &Path, after: Option<Lsn>) -> Result<Option<Self>, Trouble> {
         let files = match list(directory) {
             Ok(files) => files,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(trouble("reading", directory, error)),
         };
-        let mut chosen = None;
-        for (start, path) in files {
-            if chosen.is_some() && from.is_none_or(|from| start > from) {
-                break;
-            }
-            if let Some(open) = open(path)?
-                && open.header.is_base
-            {
-                chosen = Some(open);
-            }
+        let mut all = Vec::new();
+        for (_, path) in files {
+            all.extend(open(path)?);
         }
-        Ok(chosen.map(|open| Self {
+        let Some(first) = all.first().map(|open| open.header.start) else { return Ok(None) };
+        let mut chosen = 0;
+        if let Some(after) = after {
+            let newest = |at: Lsn| all.iter().rposition(|open| open.header.start <= at);
+            // A transaction that commits after that may have begun long before.
+            let oldest = newest(after).and_then(|at| newest(all[at].header.oldest));
+            chosen = oldest.ok_or_else(|| {
+                let words = format_args!("rows from before {first} are not there any more");
+                Trouble::new(Kind::NotThere, words).with_hint(
+                    "take a new copy of the tables, then go on without --after; [decode] max_bytes \
+                     says how much is kept",
+                )
+            })?;
+        }
+        Ok(Some(Self {
             directory: directory.to_owned(),
-            files: vec![open],
+            files: vec![all.swap_remove(chosen)],
             next: HEADER_SIZE as u64,
+            end: Lsn::INVALID,
             known: Vec::new(),
             kept: VecDeque::new(),
             kept_bytes: 0,
@@ -102,7 +112,13 @@ impl Reader {
             if let Some(chunk) = self.read(number, self.next)? {
                 let length = chunk.bytes.len();
                 self.known.push((chunk.place, u32::try_from(length).unwrap_or(u32::MAX)));
+                let is_catalogs = self.next == HEADER_SIZE as u64;
                 self.next += length as u64;
+                self.end = chunk.end;
+                // Whoever comes from the file before has them, and more than they say.
+                if is_catalogs && number > 0 {
+                    continue;
+                }
                 self.keep(chunk.clone());
                 return Ok(Some(chunk));
             }
@@ -125,14 +141,14 @@ impl Reader {
             return Ok(true);
         }
         let Some(open) = open(path)? else { return Ok(false) };
-        if open.header.is_base {
+        if !open.header.continues || open.header.start != self.end {
             return Err(Trouble::new(
                 Kind::NotThere,
-                format_args!("the row spool has a gap: it begins anew at {start}"),
+                format_args!("the row spool has a gap: rows from {} to {start} are missing", self.end),
             )
             .with_hint(format!(
-                "rows in between were not captured: take a new copy of the tables, then go on with \
-                 --after {start}/0"
+                "they were not captured, or removed ([decode] max_bytes): take a new copy of the \
+                 tables, then go on with --after {start}/0"
             )));
         }
         self.files.push(open);

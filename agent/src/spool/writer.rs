@@ -14,8 +14,9 @@ use super::{
 use crate::identity::Identity;
 use crate::trouble::{Kind, Trouble};
 
-/// A file is followed by another when it is this long: 256 MB.
-const FILE_BYTES_MAX: u64 = 256 << 20;
+/// A file is followed by another when it is this long: 128 MB. The catalogs that the next one begins
+/// with are a megabyte or two for each database.
+const FILE_BYTES_MAX: u64 = 128 << 20;
 
 /// Adds rows to a spool.
 pub(crate) struct Writer {
@@ -36,11 +37,13 @@ struct OpenFile {
 }
 
 impl Writer {
-    /// Opens a spool to go on where it ends; cuts off what a crash left.
+    /// Opens a spool to go on where it ends; cuts off what a crash left. `replay` is given the entries of
+    /// its last file: the catalogs, and all that has changed since.
     pub(crate) fn open(
         directory: &Path,
         identity: Identity,
         major: u16,
+        mut replay: impl FnMut(&[u8]) -> Result<(), Trouble>,
     ) -> Result<Self, Trouble> {
         std::fs::create_dir_all(directory).map_err(|error| trouble("making", directory, error))?;
         let mut writer = Self {
@@ -53,13 +56,13 @@ impl Writer {
             buffer: Vec::new(),
         };
         let files = list(directory).map_err(|error| trouble("reading", directory, error))?;
-        // A file whose header a crash has left unfinished holds nothing.
+        // A file whose catalogs a crash has left unfinished says nothing: the one before it ends there.
         for (start, path) in files.iter().rev() {
-            if let Some(open) = writer.reopen(path)? {
-                writer.open = Some(open);
-                return Ok(writer);
+            if let Some((open, end)) = writer.reopen(path, &mut replay)? {
+                (writer.open, writer.end) = (Some(open), end);
+                break;
             }
-            tracing::warn!(%start, "a file of the row spool has no header: removed");
+            tracing::warn!(%start, "a file of the row spool was never finished: removed");
             std::fs::remove_file(path).map_err(|error| trouble("removing", path, error))?;
         }
         Ok(writer)
@@ -70,7 +73,12 @@ impl Writer {
         self.end.is_valid().then_some(self.end)
     }
 
-    fn reopen(&mut self, path: &Path) -> Result<Option<OpenFile>, Trouble> {
+    /// Gives the file, and up to where it has rows; nothing if it has not even the catalogs.
+    fn reopen(
+        &self,
+        path: &Path,
+        replay: &mut impl FnMut(&[u8]) -> Result<(), Trouble>,
+    ) -> Result<Option<(OpenFile, Lsn)>, Trouble> {
         let reading = |error| trouble("reading", path, error);
         let mut file = OpenOptions::new().read(true).append(true).open(path).map_err(reading)?;
         let mut header = [0; HEADER_SIZE];
@@ -94,50 +102,79 @@ impl Writer {
             .with_hint("give [decode] a directory of its own for each cluster and timeline"));
         }
         let mut reader = io::BufReader::with_capacity(1 << 20, &file);
-        let (mut length, mut end) = (HEADER_SIZE as u64, Lsn::INVALID);
+        let (mut length, mut end) = (HEADER_SIZE as u64, None);
         let mut body = Vec::new();
         while let Some((chunk_end, bytes)) =
             next_chunk(&mut reader, &mut body).map_err(reading)?
         {
+            replay(&body[8..])?;
             length += bytes;
-            end = chunk_end;
+            end = Some(chunk_end);
         }
+        let Some(end) = end else { return Ok(None) };
         let found = file.metadata().map_err(reading)?.len();
         if found > length {
             tracing::info!(path = %path.display(), from = found, to = length, "row spool cut back");
             file.set_len(length).map_err(|error| trouble("cutting back", path, error))?;
             file.sync_all().map_err(|error| trouble("syncing", path, error))?;
         }
-        // Without one chunk the start says nothing: catalogs may be missing.
-        self.end = if end.is_valid() || header.is_base { end } else { header.start };
-        if header.is_base && !end.is_valid() {
-            return Ok(None);
-        }
-        Ok(Some(OpenFile { path: path.to_owned(), file, length }))
+        Ok(Some((OpenFile { path: path.to_owned(), file, length }, end)))
     }
 
     /// Begins anew at `start`, with the catalogs as they are there.
     pub(crate) fn begin(&mut self, start: Lsn, catalogs: &[u8]) -> Result<(), Trouble> {
         self.sync()?;
-        self.create(start, true)?;
+        self.create(start, start, false)?;
         self.append(catalogs, start)
     }
 
-    fn create(&mut self, start: Lsn, is_base: bool) -> Result<(), Trouble> {
+    /// Whether the file at hand is long enough for another one to follow.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.length >= FILE_BYTES_MAX)
+    }
+
+    /// Goes on in another file. `catalogs` are as of the end of this one; `oldest` is where the first row
+    /// may be of a transaction that has not ended.
+    pub(crate) fn go_on(&mut self, catalogs: &[u8], oldest: Lsn) -> Result<(), Trouble> {
+        self.sync()?;
+        self.create(self.end, oldest, true)?;
+        self.append(catalogs, self.end)
+    }
+
+    /// Removes the oldest files while all together have more than `bytes_max`, but never the last two.
+    pub(crate) fn remove_oldest(&self, bytes_max: u64) -> Result<(), Trouble> {
+        let reading = |error| trouble("reading", &self.directory, error);
+        let files = list(&self.directory).map_err(reading)?;
+        let mut lengths = Vec::with_capacity(files.len());
+        for (_, path) in &files {
+            lengths.push(std::fs::metadata(path).map_err(reading)?.len());
+        }
+        let mut total: u64 = lengths.iter().sum();
+        for ((start, path), length) in files.iter().zip(lengths).take(files.len().saturating_sub(2))
+        {
+            if total <= bytes_max {
+                break;
+            }
+            std::fs::remove_file(path).map_err(|error| trouble("removing", path, error))?;
+            tracing::info!(%start, "rows removed: [decode] max_bytes");
+            total -= length;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, start: Lsn, oldest: Lsn, continues: bool) -> Result<(), Trouble> {
         let path = path_of(&self.directory, start);
         let header = FileHeader {
             major: self.major,
             system_identifier: self.identity.system_identifier,
             timeline: self.identity.timeline,
-            is_base,
+            continues,
             start,
+            oldest,
         };
         let create = || -> io::Result<File> {
-            let mut file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&path)?;
+            let mut file =
+                OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
             file.set_len(0)?;
             file.write_all(&header.to_bytes())?;
             file.sync_all()?;
@@ -151,10 +188,6 @@ impl Writer {
 
     /// Adds entries: with them, all before `end` are there.
     pub(crate) fn append(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
-        if self.open.as_ref().is_some_and(|open| open.length >= FILE_BYTES_MAX) {
-            self.sync()?;
-            self.create(self.end, false)?;
-        }
         let Some(open) = &mut self.open else { return Ok(()) };
         self.buffer.clear();
         self.buffer.resize(CHUNK_HEADER_SIZE, 0);

@@ -12,6 +12,7 @@
 
 mod catalogs;
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use walferry_store::Rows;
 use walfmt::Lsn;
 use walfmt::row::Entry;
+use walfmt_logical::{Decoder, EntrySource, Event, EventSink, Place};
 
 pub(crate) use self::catalogs::{Watch, load_all};
 use crate::config::DecodeSection;
@@ -105,7 +107,9 @@ pub(crate) fn run(node: &Arc<Node>) {
 
 fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Result<(), Trouble> {
     let Some(identity) = wait_for_identity(node) else { return Ok(()) };
-    let writer = Writer::open(&config.directory, identity, identity.version.major)?;
+    let mut catalogs = Catalogs::new(identity);
+    let major = identity.version.major;
+    let writer = Writer::open(&config.directory, identity, major, |entries| catalogs.put(entries))?;
     let end = writer.end();
     capture.lock().opened = Some(end);
     capture.changed.notify_all();
@@ -113,6 +117,8 @@ fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Resu
         node,
         rows: &capture.rows,
         writer,
+        catalogs,
+        bytes_max: config.max_bytes,
         from: end,
         synced_at: Instant::now(),
     };
@@ -154,6 +160,9 @@ struct Capturing<'a> {
     node: &'a Node,
     rows: &'a Rows,
     writer: Writer,
+    catalogs: Catalogs,
+    /// See [`DecodeSection::max_bytes`].
+    bytes_max: u64,
     /// Rows before this are in the spool, or are not captured; without it, none is.
     from: Option<Lsn>,
     synced_at: Instant,
@@ -168,9 +177,14 @@ impl Capturing<'_> {
         };
         if end > from {
             let new = after(entries, from)?;
-            // Also if there is nothing: whoever reads sees how far it reaches.
             if !new.is_empty() {
+                self.catalogs.put(new)?;
                 self.writer.append(new, end)?;
+                if self.writer.is_full() {
+                    let (catalogs, oldest) = self.catalogs.write(end);
+                    self.writer.go_on(&catalogs, oldest)?;
+                    self.writer.remove_oldest(self.bytes_max)?;
+                }
             }
             self.from = Some(end);
             self.node.positions.advance(Position::Decoded, end);
@@ -183,6 +197,8 @@ impl Capturing<'_> {
     }
 
     fn begin(&mut self, at: Lsn, catalogs: &[u8]) -> Result<(), Trouble> {
+        self.catalogs = Catalogs::new(self.catalogs.identity);
+        self.catalogs.put(catalogs)?;
         self.writer.begin(at, catalogs)?;
         self.from = Some(at);
         self.sync()?;
@@ -203,11 +219,63 @@ impl Capturing<'_> {
     }
 }
 
+/// The catalogs as they are at the spool's end.
+struct Catalogs {
+    identity: Identity,
+    decoder: Decoder,
+}
+
+impl Catalogs {
+    fn new(identity: Identity) -> Self {
+        Self { identity, decoder: Decoder::watching(identity.version) }
+    }
+
+    /// What came next.
+    fn put(&mut self, mut entries: &[u8]) -> Result<(), Trouble> {
+        while !entries.is_empty() {
+            let (entry, rest) = Entry::read(entries).map_err(|error| broken(&error))?;
+            let watched = self.decoder.push(&entry, Place(0), &mut Nothing, &mut Nothing);
+            watched.map_err(|error| broken(&error))?;
+            entries = rest;
+        }
+        Ok(())
+    }
+
+    /// As entries, with where the first row may be of a transaction that has not ended.
+    fn write(&self, at: Lsn) -> (Vec<u8>, Lsn) {
+        let mut entries = Vec::new();
+        let oldest = self.decoder.write_state(at, &mut entries);
+        (entries, oldest)
+    }
+}
+
+fn broken(error: &dyn std::fmt::Display) -> Trouble {
+    Trouble::new(Kind::Corrupt, format_args!("rows of replay: {error}"))
+}
+
+/// A decoder that only watches asks nobody, and tells nobody.
+struct Nothing;
+
+impl EntrySource for Nothing {
+    type Error = &'static str;
+
+    fn entry(&mut self, _: Place) -> Result<Entry<'_>, &'static str> {
+        Err("an entry was asked for that nobody keeps")
+    }
+}
+
+impl EventSink for Nothing {
+    type Error = Infallible;
+
+    fn event(&mut self, _: &Event<'_>) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
 /// The entries of records from `from` on.
 fn after(mut entries: &[u8], from: Lsn) -> Result<&[u8], Trouble> {
     while !entries.is_empty() {
-        let (entry, rest) = Entry::read(entries)
-            .map_err(|error| Trouble::new(Kind::Corrupt, format_args!("rows of replay: {error}")))?;
+        let (entry, rest) = Entry::read(entries).map_err(|error| broken(&error))?;
         if entry.start >= from {
             break;
         }

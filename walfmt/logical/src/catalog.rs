@@ -25,10 +25,11 @@ use walfmt::row::{Entry, EntryKind, flags};
 use walfmt::{Lsn, RelFileLocator, TransactionId, Version};
 
 pub use self::rows::{
-    CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE, PG_ENUM, PG_NAMESPACE, PG_TYPE,
+    CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE,
 };
 pub(crate) use self::rows::AttributeRow;
-use self::rows::{Class, Columns, DatabaseRow, EnumRow, NamespaceRow, TypeRow};
+use self::rows::{Class, Columns, DatabaseRow, EnumRow, IndexRow, NamespaceRow, TypeRow};
+use self::rows::{PG_ENUM, PG_INDEX, PG_NAMESPACE, PG_TYPE};
 pub(crate) use self::versions::View;
 use self::versions::{Versions, When};
 use crate::relation::{Column, Relation};
@@ -64,6 +65,7 @@ pub(crate) struct Catalogs {
     types: Versions<(u32, u32), TypeRow>,
     enums: Versions<(u32, u32, u32), EnumRow>,
     namespaces: Versions<(u32, u32), NamespaceRow>,
+    indexes: Versions<(u32, u32, u32), IndexRow>,
     databases: Versions<u32, DatabaseRow>,
     /// Which classes have, had, or may get the file: by database and file number.
     files: HashMap<(u32, u32), Vec<u32>>,
@@ -88,6 +90,7 @@ enum Key {
     Type(u32, u32),
     Enum(u32, u32, u32),
     Namespace(u32, u32),
+    Index(u32, u32, u32),
     Database(u32),
 }
 
@@ -101,6 +104,7 @@ impl Catalogs {
             types: Versions::default(),
             enums: Versions::default(),
             namespaces: Versions::default(),
+            indexes: Versions::default(),
             databases: Versions::default(),
             files: HashMap::new(),
             mapped: HashMap::new(),
@@ -155,8 +159,8 @@ impl Catalogs {
             return if CATALOGS.contains(&catalog) { Role::Catalog(catalog) } else { Role::Other };
         }
         let classes = self.files.get(&(database, file)).into_iter().flatten();
-        let classes = classes.filter_map(|oid| self.classes.newest((database, *oid)));
-        match classes.last() {
+        let mut classes = classes.filter_map(|oid| self.classes.newest((database, *oid)));
+        match classes.next_back() {
             // Whoever is rewritten takes over the rows of the one that is written.
             Some(class) if class.rewrite != 0 && CATALOGS.contains(&class.rewrite) => Role::Other,
             Some(class) if CATALOGS.contains(&class.oid) => Role::Catalog(class.oid),
@@ -178,18 +182,18 @@ impl Catalogs {
             EntryKind::Loaded => {
                 let inserting = entry.xid.is_valid();
                 let created = if inserting { pending(entry.xid) } else { When::Always };
-                self.learn(catalog, database, &tuple, Some(created), None)?;
+                self.learn(catalog, database, (&tuple, entry.contents), Some(created), None)?;
                 if entry.block != 0 {
                     let deleted = pending(TransactionId(entry.block));
-                    self.learn(catalog, database, &tuple, None, Some(deleted))?;
+                    self.learn(catalog, database, (&tuple, entry.contents), None, Some(deleted))?;
                 }
                 Ok(())
             }
             EntryKind::UpdatedFrom | EntryKind::Deleted => {
-                self.learn(catalog, database, &tuple, None, Some(pending(entry.xid)))
+                self.learn(catalog, database, (&tuple, entry.contents), None, Some(pending(entry.xid)))
             }
             EntryKind::Inserted | EntryKind::UpdatedTo => {
-                self.learn(catalog, database, &tuple, Some(pending(entry.xid)), None)
+                self.learn(catalog, database, (&tuple, entry.contents), Some(pending(entry.xid)), None)
             }
             _ => Ok(()),
         }
@@ -199,7 +203,7 @@ impl Catalogs {
         &mut self,
         catalog: u32,
         db: u32,
-        tuple: &TupleImage<'_>,
+        (tuple, contents): (&TupleImage<'_>, &[u8]),
         created: Option<When>,
         deleted: Option<When>,
     ) -> Result<(), CatalogError> {
@@ -207,7 +211,7 @@ impl Catalogs {
         fn apply<K: Ord + Copy, V>(
             versions: &mut Versions<K, V>,
             key: K,
-            row: V,
+            (row, contents): (V, &[u8]),
             created: Option<When>,
             deleted: Option<When>,
         ) {
@@ -215,7 +219,7 @@ impl Catalogs {
                 versions.delete(key, when);
             }
             if let Some(when) = created {
-                versions.insert(key, row, when);
+                versions.insert(key, row, contents, when);
             }
         }
         let key = match catalog {
@@ -228,7 +232,7 @@ impl Catalogs {
                     classes.push(oid);
                     self.roles.remove(&file);
                 }
-                apply(&mut self.classes, (db, oid), row, created, deleted);
+                apply(&mut self.classes, (db, oid), (row, contents), created, deleted);
                 Key::Class(db, oid)
             }
             PG_ATTRIBUTE => {
@@ -237,31 +241,37 @@ impl Catalogs {
                 if number <= 0 {
                     return Ok(()); // system columns
                 }
-                apply(&mut self.attributes, (db, relation, number), row, created, deleted);
+                apply(&mut self.attributes, (db, relation, number), (row, contents), created, deleted);
                 Key::Attribute(db, relation, number)
             }
             PG_TYPE => {
                 let row = self.columns.type_row(tuple)?;
                 let oid = row.oid;
-                apply(&mut self.types, (db, oid), row, created, deleted);
+                apply(&mut self.types, (db, oid), (row, contents), created, deleted);
                 Key::Type(db, oid)
             }
             PG_ENUM => {
                 let row = self.columns.enum_row(tuple)?;
                 let (oid, of) = (row.oid, row.type_oid);
-                apply(&mut self.enums, (db, of, oid), row, created, deleted);
+                apply(&mut self.enums, (db, of, oid), (row, contents), created, deleted);
                 Key::Enum(db, of, oid)
             }
             PG_NAMESPACE => {
                 let row = self.columns.namespace(tuple)?;
                 let oid = row.oid;
-                apply(&mut self.namespaces, (db, oid), row, created, deleted);
+                apply(&mut self.namespaces, (db, oid), (row, contents), created, deleted);
                 Key::Namespace(db, oid)
+            }
+            PG_INDEX => {
+                let row = self.columns.index(tuple)?;
+                let (index, of) = (row.index, row.relation);
+                apply(&mut self.indexes, (db, of, index), (row, contents), created, deleted);
+                Key::Index(db, of, index)
             }
             PG_DATABASE => {
                 let row = self.columns.database(tuple)?;
                 let oid = row.oid;
-                apply(&mut self.databases, oid, row, created, deleted);
+                apply(&mut self.databases, oid, (row, contents), created, deleted);
                 Key::Database(oid)
             }
             _ => return Ok(()),
@@ -292,6 +302,7 @@ impl Catalogs {
                     Key::Type(db, oid) => self.types.commit((db, oid), *xid, lsn),
                     Key::Enum(db, of, oid) => self.enums.commit((db, of, oid), *xid, lsn),
                     Key::Namespace(db, oid) => self.namespaces.commit((db, oid), *xid, lsn),
+                    Key::Index(db, of, oid) => self.indexes.commit((db, of, oid), *xid, lsn),
                     Key::Database(oid) => self.databases.commit(oid, *xid, lsn),
                 }
             }
@@ -316,6 +327,7 @@ impl Catalogs {
                 Key::Type(db, oid) => self.types.abort((db, oid), xid),
                 Key::Enum(db, of, oid) => self.enums.abort((db, of, oid), xid),
                 Key::Namespace(db, oid) => self.namespaces.abort((db, oid), xid),
+                Key::Index(db, of, oid) => self.indexes.abort((db, of, oid), xid),
                 Key::Database(oid) => self.databases.abort(oid, xid),
             }
         }
@@ -342,7 +354,8 @@ impl Catalogs {
             self.changes.pop_front();
             self.changes_before += 1;
         }
-        let Self { classes, attributes, types, enums, namespaces, databases, files, .. } = self;
+        let Self { classes, attributes, types, enums, namespaces, indexes, databases, files, .. } =
+            self;
         self.dying.retain(|key| match *key {
             Key::Class(db, oid) => {
                 let mut freed = Vec::new();
@@ -354,6 +367,7 @@ impl Catalogs {
             Key::Type(db, oid) => types.forget((db, oid), horizon, |_| ()),
             Key::Enum(db, of, oid) => enums.forget((db, of, oid), horizon, |_| ()),
             Key::Namespace(db, oid) => namespaces.forget((db, oid), horizon, |_| ()),
+            Key::Index(db, of, oid) => indexes.forget((db, of, oid), horizon, |_| ()),
             Key::Database(oid) => databases.forget(oid, horizon, |_| ()),
         });
         self.roles.clear();
@@ -368,6 +382,7 @@ impl Catalogs {
         self.types.retain(|key| key.0 != database);
         self.enums.retain(|key| key.0 != database);
         self.namespaces.retain(|key| key.0 != database);
+        self.indexes.retain(|key| key.0 != database);
         self.files.retain(|key, _| key.0 != database);
         self.mapped.retain(|key, _| key.0 != database);
         self.roles.clear();
@@ -526,6 +541,90 @@ impl Catalogs {
     pub(crate) fn databases(&self) -> impl Iterator<Item = (u32, u32)> {
         let view = View { at: Lsn(u64::MAX), tree: &[] };
         self.databases.range(.., view).map(|(oid, row)| (oid, row.tablespace))
+    }
+
+    /// Whether some class or relation map has named the file.
+    pub(crate) fn knows(&self, locator: RelFileLocator) -> bool {
+        let key = (locator.database, locator.relation);
+        self.mapped.contains_key(&key) || self.files.contains_key(&key)
+    }
+
+    /// The files of a TOAST relation and of its index, as they are now.
+    pub(crate) fn toast_files(
+        &self,
+        database: u32,
+        relation: u32,
+    ) -> Option<(RelFileLocator, RelFileLocator)> {
+        let default = self.databases.newest(database)?.tablespace;
+        let file = |oid| {
+            let class = self.classes.newest((database, oid))?;
+            let tablespace = if class.tablespace == 0 { default } else { class.tablespace };
+            Some(RelFileLocator { tablespace, database, relation: class.filenode })
+        };
+        let keys = (database, relation, 0)..=(database, relation, u32::MAX);
+        let (_, index) = self.indexes.living_values(keys).last()?;
+        Some((file(relation)?, file(index.index)?))
+    }
+
+    /// The files of all TOAST relations of a database.
+    pub(crate) fn all_toast_files(&self, database: u32) -> Vec<u32> {
+        let classes = self.classes.living_values((database, 0)..=(database, u32::MAX));
+        let toast = classes.filter(|(_, class)| class.kind == b't');
+        toast.map(|(_, class)| class.filenode).collect()
+    }
+
+    /// Writes down all that is known, as it was loaded once, as of `at`.
+    pub(crate) fn write(&self, at: Lsn, out: &mut Vec<u8>) {
+        let mut entry = Entry {
+            start: at,
+            xid: TransactionId::INVALID,
+            locator: RelFileLocator::default(),
+            block: 0,
+            item: 0,
+            ordinal: 0,
+            kind: EntryKind::Mapped,
+            flags: 0,
+            contents: &[],
+        };
+        let mut mapped: Vec<_> = self.mapped.iter().collect();
+        mapped.sort_unstable();
+        for ((database, file), catalog) in mapped {
+            entry.locator = RelFileLocator { tablespace: 0, database: *database, relation: *file };
+            entry.block = *catalog;
+            entry.write(out);
+        }
+        let mut put = |catalog, flags, database, row: (&[u8], TransactionId, TransactionId)| {
+            let (contents, created, deleted) = row;
+            let locator = RelFileLocator { tablespace: 0, database, relation: catalog };
+            let (kind, block) = (EntryKind::Loaded, deleted.0);
+            Entry { kind, locator, xid: created, block, flags, contents, ..entry }.write(out);
+        };
+        for (key, contents, created, deleted) in self.attributes.living(..) {
+            if CATALOGS.contains(&key.1) && deleted == TransactionId::INVALID {
+                put(PG_ATTRIBUTE, flags::COLUMNS_ONLY, key.0, (contents, created, deleted));
+            }
+        }
+        for (key, contents, created, deleted) in self.attributes.living(..) {
+            put(PG_ATTRIBUTE, 0, key.0, (contents, created, deleted));
+        }
+        for (key, contents, created, deleted) in self.classes.living(..) {
+            put(PG_CLASS, 0, key.0, (contents, created, deleted));
+        }
+        for (key, contents, created, deleted) in self.types.living(..) {
+            put(PG_TYPE, 0, key.0, (contents, created, deleted));
+        }
+        for (key, contents, created, deleted) in self.enums.living(..) {
+            put(PG_ENUM, 0, key.0, (contents, created, deleted));
+        }
+        for (key, contents, created, deleted) in self.namespaces.living(..) {
+            put(PG_NAMESPACE, 0, key.0, (contents, created, deleted));
+        }
+        for (key, contents, created, deleted) in self.indexes.living(..) {
+            put(PG_INDEX, 0, key.0, (contents, created, deleted));
+        }
+        for (_, contents, created, deleted) in self.databases.living(..) {
+            put(PG_DATABASE, 0, 0, (contents, created, deleted));
+        }
     }
 
     /// The major whose catalogs these are.

@@ -128,6 +128,9 @@ pub enum DecodeError<S, K> {
     },
 }
 
+/// No transaction has more rows of files that are not known: they are few catalogs' own.
+const UNKNOWN_MAX: usize = 100_000;
+
 /// What a transaction has done so far, subtransactions apart.
 #[derive(Debug, Default)]
 struct Open {
@@ -138,6 +141,9 @@ struct Open {
     chunks: Vec<(u32, Place)>,
     /// Its records that changed catalogs.
     catalogs: Vec<Lsn>,
+    /// Rows of files that nobody has named yet, whole: a relation map may say that they are a
+    /// catalog's.
+    unknown: Vec<(Place, Vec<u8>)>,
 }
 
 /// An entry of a transaction that is looked at again when it commits.
@@ -159,6 +165,8 @@ pub struct Decoder {
     /// did before is not known.
     incomplete: HashSet<TransactionId>,
     has_begun: bool,
+    /// Nothing is told, and no more is kept than what the catalogs need.
+    is_watching: bool,
     /// The shapes that were told last, by database and OID.
     told: BTreeMap<(u32, u32), std::sync::Arc<Relation>>,
 }
@@ -173,14 +181,61 @@ impl Decoder {
             prepared: HashSet::new(),
             incomplete: HashSet::new(),
             has_begun: false,
+            is_watching: false,
             told: BTreeMap::new(),
         }
+    }
+
+    /// One that tells nothing: it just keeps the catalogs as they are, to be asked of them.
+    #[must_use]
+    pub fn watching(version: &'static Version) -> Self {
+        Self { is_watching: true, ..Self::new(version) }
     }
 
     /// Whether everything that commits from here on is told.
     #[must_use]
     pub fn is_telling(&self) -> bool {
-        self.has_begun && self.incomplete.is_empty()
+        self.has_begun && self.incomplete.is_empty() && !self.is_watching
+    }
+
+    /// Adds entries with which another decoder can begin at `at`, before any record that begins there.
+    /// Gives where the first row may be of a transaction that has not ended.
+    pub fn write_state(&self, at: Lsn, out: &mut Vec<u8>) -> Lsn {
+        self.catalogs.write(at, out);
+        let mut xids: Vec<u32> =
+            self.open.keys().chain(&self.incomplete).map(|xid| xid.0).collect();
+        xids.sort_unstable();
+        xids.dedup();
+        let contents: Vec<u8> = xids.iter().flat_map(|xid| xid.to_le_bytes()).collect();
+        let entry = Entry {
+            start: at,
+            xid: TransactionId::INVALID,
+            locator: RelFileLocator::default(),
+            block: 0,
+            item: 0,
+            ordinal: 0,
+            kind: EntryKind::Begin,
+            flags: 0,
+            contents: &contents,
+        };
+        entry.write(out);
+        self.open.values().map(|open| open.first).min().unwrap_or(at).min(at)
+    }
+
+    /// The files of a TOAST relation and of its index, as they are now.
+    #[must_use]
+    pub fn toast_files(
+        &self,
+        database: u32,
+        relation: u32,
+    ) -> Option<(RelFileLocator, RelFileLocator)> {
+        self.catalogs.toast_files(database, relation)
+    }
+
+    /// The files of all TOAST relations of a database.
+    #[must_use]
+    pub fn all_toast_files(&self, database: u32) -> Vec<u32> {
+        self.catalogs.all_toast_files(database)
     }
 
     /// The databases that are there now: OIDs and default tablespaces.
@@ -225,18 +280,31 @@ impl Decoder {
     fn row<S, K>(&mut self, entry: &Entry<'_>, place: Place) -> Result<(), DecodeError<S, K>> {
         match self.catalogs.role(entry.locator) {
             Role::Table => {
-                self.opened(entry).changes.push(Change { place, is_class: false });
+                let is_known = self.catalogs.knows(entry.locator);
+                let is_watching = self.is_watching;
+                let open = self.opened(entry);
+                if !is_watching {
+                    open.changes.push(Change { place, is_class: false });
+                }
+                if !is_known && open.unknown.len() < UNKNOWN_MAX {
+                    let mut bytes = Vec::new();
+                    entry.write(&mut bytes);
+                    open.unknown.push((place, bytes));
+                }
             }
             Role::Toast(relation) => {
-                if !entry.contents.is_empty() {
-                    self.opened(entry).chunks.push((relation, place));
+                let is_kept = !self.is_watching && !entry.contents.is_empty();
+                let open = self.opened(entry);
+                if is_kept {
+                    open.chunks.push((relation, place));
                 }
             }
             Role::Catalog(catalog) => {
                 self.observe(catalog, entry)?;
+                let is_watching = self.is_watching;
                 let open = self.opened(entry);
                 open.catalogs.push(entry.start);
-                if catalog == PG_CLASS {
+                if catalog == PG_CLASS && !is_watching {
                     open.changes.push(Change { place, is_class: true });
                 }
             }
@@ -303,7 +371,7 @@ impl Decoder {
             RmgrId::XLOG if is_a_new_life(record.header.opcode()) => self.end_unprepared(),
             RmgrId::RELMAP if record.header.opcode() == relmap::UPDATE => {
                 let map = RelationMap::read(main, version).map_err(|error| broken(at, &error))?;
-                self.remap(&map, record.header.xid, source)?;
+                self.remap(&map, record.header.xid)?;
             }
             RmgrId::SMGR if record.header.opcode() == smgr::TRUNCATE => {
                 let truncate = smgr::Truncate::read(main).map_err(|error| broken(at, &error))?;
@@ -369,40 +437,39 @@ impl Decoder {
 
     /// A relation map has changed. Rows that came before it, and were taken for a table's, may be a
     /// catalog's: VACUUM FULL of `pg_class` changes its own new file before it says that it is one.
-    fn remap<S: EntrySource, K>(
+    fn remap<S, K>(
         &mut self,
         map: &RelationMap<'_>,
         xid: TransactionId,
-        source: &mut S,
-    ) -> Result<(), DecodeError<S::Error, K>> {
+    ) -> Result<(), DecodeError<S, K>> {
         let files = self.catalogs.remap(map);
         let Some(open) = self.open.get_mut(&xid).filter(|_| !files.is_empty()) else {
             return Ok(());
         };
-        let changes = std::mem::take(&mut open.changes);
-        let database = map.database.database;
-        let mut kept = Vec::with_capacity(changes.len());
-        for change in changes {
-            let entry = source.entry(change.place).map_err(DecodeError::Source)?;
-            let locator = entry.locator;
-            if change.is_class || locator.database != database || !files.contains(&locator.relation)
-            {
-                kept.push(change);
+        let unknown = std::mem::take(&mut open.unknown);
+        let mut changes = std::mem::take(&mut open.changes);
+        for (place, bytes) in unknown {
+            let Ok((entry, _)) = Entry::read(&bytes) else { continue };
+            let is_new = entry.locator.database == map.database.database
+                && files.contains(&entry.locator.relation);
+            let Role::Catalog(catalog) = self.catalogs.role(entry.locator) else { continue };
+            if !is_new {
                 continue;
             }
-            if let Role::Catalog(catalog) = self.catalogs.role(locator) {
-                let observed = self.catalogs.observe(catalog, &entry);
-                observed.map_err(|source| DecodeError::Catalog { at: entry.start, source })?;
-                if let Some(open) = self.open.get_mut(&xid) {
-                    open.catalogs.push(entry.start);
-                }
+            self.observe(catalog, &entry)?;
+            if let Some(open) = self.open.get_mut(&xid) {
+                open.catalogs.push(entry.start);
+            }
+            if let Ok(at) = changes.binary_search_by_key(&place, |change| change.place) {
                 if catalog == PG_CLASS {
-                    kept.push(Change { is_class: true, ..change });
+                    changes[at].is_class = true;
+                } else {
+                    changes.remove(at);
                 }
             }
         }
         if let Some(open) = self.open.get_mut(&xid) {
-            open.changes = kept;
+            open.changes = changes;
             open.catalogs.sort_unstable();
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! between majors.
 //!
 //! Rules: `src/include/catalog/pg_attribute.h`, `pg_class.h`, `pg_type.h`, `pg_enum.h`,
-//! `pg_namespace.h`, `pg_database.h`.
+//! `pg_namespace.h`, `pg_index.h`, `pg_database.h`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::value::varlena::{PAYLOAD_BYTES_MAX, Varlena};
 use crate::value::{Align, VarlenaError};
 
 /// `TypeRelationId`.
-pub const PG_TYPE: u32 = 1247;
+pub(super) const PG_TYPE: u32 = 1247;
 /// `AttributeRelationId`.
 pub const PG_ATTRIBUTE: u32 = 1249;
 /// `RelationRelationId`.
@@ -26,13 +26,15 @@ pub const PG_CLASS: u32 = 1259;
 /// `DatabaseRelationId`.
 pub const PG_DATABASE: u32 = 1262;
 /// `NamespaceRelationId`.
-pub const PG_NAMESPACE: u32 = 2615;
+pub(super) const PG_NAMESPACE: u32 = 2615;
+/// `IndexRelationId`.
+pub(super) const PG_INDEX: u32 = 2610;
 /// `EnumRelationId`.
-pub const PG_ENUM: u32 = 3501;
+pub(super) const PG_ENUM: u32 = 3501;
 
 /// The catalogs that are read, in the order in which they must be loaded.
-pub const CATALOGS: [u32; 6] =
-    [PG_ATTRIBUTE, PG_CLASS, PG_TYPE, PG_ENUM, PG_NAMESPACE, PG_DATABASE];
+pub const CATALOGS: [u32; 7] =
+    [PG_ATTRIBUTE, PG_CLASS, PG_TYPE, PG_ENUM, PG_NAMESPACE, PG_INDEX, PG_DATABASE];
 
 /// A catalog's row that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,6 +135,13 @@ pub(crate) struct EnumRow {
 pub(crate) struct NamespaceRow {
     pub(crate) oid: u32,
     pub(crate) name: Box<str>,
+}
+
+/// A row of `pg_index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IndexRow {
+    pub(crate) index: u32,
+    pub(crate) relation: u32,
 }
 
 /// A row of `pg_database`.
@@ -293,6 +302,11 @@ impl Columns {
     pub(crate) fn namespace(&self, tuple: &TupleImage<'_>) -> Result<NamespaceRow, CatalogError> {
         let row = self.row(PG_NAMESPACE, tuple)?;
         Ok(NamespaceRow { oid: row.u32("oid")?, name: row.name("nspname")? })
+    }
+
+    pub(crate) fn index(&self, tuple: &TupleImage<'_>) -> Result<IndexRow, CatalogError> {
+        let row = self.row(PG_INDEX, tuple)?;
+        Ok(IndexRow { index: row.u32("indexrelid")?, relation: row.u32("indrelid")? })
     }
 
     pub(crate) fn database(&self, tuple: &TupleImage<'_>) -> Result<DatabaseRow, CatalogError> {

@@ -47,6 +47,8 @@ impl View<'_> {
 #[derive(Clone, Debug)]
 struct Version<V> {
     value: V,
+    /// The row as entries have it, to write it down again.
+    contents: Box<[u8]>,
     created: When,
     deleted: Option<When>,
 }
@@ -62,8 +64,29 @@ impl<K, V> Default for Versions<K, V> {
 }
 
 impl<K: Ord + Copy, V> Versions<K, V> {
-    pub(crate) fn insert(&mut self, key: K, value: V, created: When) {
-        self.0.entry(key).or_default().push(Version { value, created, deleted: None });
+    pub(crate) fn insert(&mut self, key: K, value: V, contents: &[u8], created: When) {
+        let contents = contents.into();
+        self.0.entry(key).or_default().push(Version { value, contents, created, deleted: None });
+    }
+
+    /// All rows that are there or may be one day: their contents, with who has inserted and deleted
+    /// them and not ended.
+    pub(crate) fn living(
+        &self,
+        keys: impl RangeBounds<K>,
+    ) -> impl Iterator<Item = (K, &[u8], TransactionId, TransactionId)> {
+        let pending = |when: Option<When>| match when {
+            Some(When::Pending { xid, .. }) => xid,
+            _ => TransactionId::INVALID,
+        };
+        let all = self.0.range(keys);
+        let all = all.flat_map(|(key, versions)| versions.iter().map(|version| (*key, version)));
+        all.filter(|(_, version)| !matches!(version.deleted, Some(When::Committed { .. }))).map(
+            move |(key, version)| {
+                let (created, deleted) = (pending(Some(version.created)), pending(version.deleted));
+                (key, &*version.contents, created, deleted)
+            },
+        )
     }
 
     /// The newest version that is not deleted is, from then on.
@@ -85,6 +108,18 @@ impl<K: Ord + Copy, V> Versions<K, V> {
     ) -> impl Iterator<Item = (K, &V)> {
         let all = self.0.range(keys);
         all.filter_map(move |(key, versions)| Some((*key, visible(versions, view)?)))
+    }
+
+    /// The newest versions, whoever may see them, of rows that are not gone for everybody.
+    pub(crate) fn living_values(
+        &self,
+        keys: impl RangeBounds<K>,
+    ) -> impl Iterator<Item = (K, &V)> {
+        let is_living =
+            |version: &&Version<V>| !matches!(version.deleted, Some(When::Committed { .. }));
+        self.0.range(keys).filter_map(move |(key, versions)| {
+            versions.iter().rev().find(is_living).map(|version| (*key, &version.value))
+        })
     }
 
     /// The newest version, whoever may see it.
@@ -181,9 +216,9 @@ mod tests {
     #[test]
     fn a_transaction_sees_its_own_and_what_was_committed() {
         let mut rows = Versions::default();
-        rows.insert(1, "old", When::Always);
+        rows.insert(1, "old", &[], When::Always);
         rows.delete(1, pending(ONE, 50));
-        rows.insert(1, "new", pending(ONE, 50));
+        rows.insert(1, "new", &[], pending(ONE, 50));
         assert_eq!(rows.get(1, at(50, &[ONE])), Some(&"old"), "before its own record");
         assert_eq!(rows.get(1, at(51, &[ONE])), Some(&"new"));
         assert_eq!(rows.get(1, at(99, &[TWO])), Some(&"old"));
@@ -198,10 +233,10 @@ mod tests {
     #[test]
     fn what_was_rolled_back_never_was() {
         let mut rows = Versions::default();
-        rows.insert(1, "old", When::Always);
+        rows.insert(1, "old", &[], When::Always);
         rows.delete(1, pending(ONE, 50));
-        rows.insert(1, "new", pending(ONE, 50));
-        rows.insert(2, "other", pending(ONE, 51));
+        rows.insert(1, "new", &[], pending(ONE, 50));
+        rows.insert(2, "other", &[], pending(ONE, 51));
         rows.abort(1, ONE);
         rows.abort(2, ONE);
         assert_eq!(rows.get(1, at(60, &[ONE])), Some(&"old"));

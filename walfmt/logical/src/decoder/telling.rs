@@ -130,6 +130,9 @@ impl Kept {
 
 type Told<S, K> = Result<(), DecodeError<<S as EntrySource>::Error, <K as EventSink>::Error>>;
 
+type Found<S, K> =
+    Result<Option<Arc<Relation>>, DecodeError<<S as EntrySource>::Error, <K as EventSink>::Error>>;
+
 impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     fn tell_all(&mut self) -> Told<S, K> {
         let mut changes = self.transaction.done.changes.iter();
@@ -235,14 +238,14 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
 
     fn insert(&mut self) -> Told<S, K> {
         let kept = std::mem::take(&mut self.new);
-        let told = self.tell_one(&kept, |row| Body::Insert(row));
+        let told = self.tell_one(&kept, inserted);
         self.new = kept;
         told
     }
 
     fn delete(&mut self) -> Told<S, K> {
         let kept = std::mem::take(&mut self.old);
-        let told = self.tell_one(&kept, |row| Body::Delete(row));
+        let told = self.tell_one(&kept, deleted);
         self.old = kept;
         told
     }
@@ -362,7 +365,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         &mut self,
         at: Lsn,
         locator: RelFileLocator,
-    ) -> Result<Option<Arc<Relation>>, DecodeError<S::Error, K::Error>> {
+    ) -> Found<S, K> {
         let relation = self.any_relation(at, locator);
         let relation = relation.ok_or(DecodeError::Relation { at, locator })?;
         Ok(relation.is_told.then_some(relation))
@@ -430,6 +433,14 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         let event = Event { position, lsn, xid, commit_time: time, body };
         self.sink.event(&event).map_err(DecodeError::Sink)
     }
+}
+
+const fn inserted(row: Row<'_>) -> Body<'_> {
+    Body::Insert(row)
+}
+
+const fn deleted(row: Row<'_>) -> Body<'_> {
+    Body::Delete(row)
 }
 
 /// What a sequence's tuple says: `last_value`, `log_cnt`, `is_called`.
