@@ -68,6 +68,7 @@ pub(super) fn disks(config: &Config, findings: &mut Findings) {
     let directories = [
         ("archive", Some(archive.as_path())),
         ("store", if store_is_there { store } else { store.and_then(Path::parent) }),
+        ("row spool", config.decode.as_ref().map(|decode| decode.directory.as_path())),
         ("control socket", Some(config.node.run_directory.as_path())),
     ];
     for (what, directory) in directories {
