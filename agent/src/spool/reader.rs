@@ -11,9 +11,7 @@ use walfmt::bytes::{u32_at, u64_at};
 use walfmt::row::Entry;
 use walfmt_logical::{EntrySource, Place};
 
-use super::{
-    CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, corrupt, list, trouble,
-};
+use super::{CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, corrupt, list, trouble};
 use crate::trouble::{Kind, Trouble};
 
 /// How much of what was read is kept, in bytes: transactions of this size are not read twice.
@@ -144,7 +142,10 @@ impl Reader {
         if !open.header.continues || open.header.start != self.end {
             return Err(Trouble::new(
                 Kind::NotThere,
-                format_args!("the row spool has a gap: rows from {} to {start} are missing", self.end),
+                format_args!(
+                    "the row spool has a gap: rows from {} to {start} are missing",
+                    self.end
+                ),
             )
             .with_hint(format!(
                 "they were not captured, or removed ([decode] max_bytes): take a new copy of the \
@@ -201,7 +202,8 @@ impl Reader {
         }
         let known = self.known.partition_point(|(begin, _)| *begin <= place);
         let nowhere = || Trouble::new(Kind::Corrupt, "an entry of the row spool is nowhere");
-        let (begin, _) = *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
+        let (begin, _) =
+            *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
         let number = usize::try_from(begin >> OFFSET_BITS).unwrap_or(usize::MAX);
         let offset = (begin & ((1 << OFFSET_BITS) - 1)) - CHUNK_HEADER_SIZE as u64;
         let chunk = self.read(number, offset)?.filter(|chunk| chunk.holds(place));

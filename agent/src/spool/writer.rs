@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use walfmt::Lsn;
 use walfmt::bytes::{put, u32_at, u64_at};
 
-use super::{
-    CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, list, path_of, trouble,
-};
+use super::{CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, list, path_of, trouble};
 use crate::identity::Identity;
 use crate::trouble::{Kind, Trouble};
 
@@ -104,9 +102,7 @@ impl Writer {
         let mut reader = io::BufReader::with_capacity(1 << 20, &file);
         let (mut length, mut end) = (HEADER_SIZE as u64, None);
         let mut body = Vec::new();
-        while let Some((chunk_end, bytes)) =
-            next_chunk(&mut reader, &mut body).map_err(reading)?
-        {
+        while let Some((chunk_end, bytes)) = next_chunk(&mut reader, &mut body).map_err(reading)? {
             replay(&body[8..])?;
             length += bytes;
             end = Some(chunk_end);
@@ -173,8 +169,7 @@ impl Writer {
             oldest,
         };
         let create = || -> io::Result<File> {
-            let mut file =
-                OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
             file.set_len(0)?;
             file.write_all(&header.to_bytes())?;
             file.sync_all()?;

@@ -118,8 +118,7 @@ impl Layout {
         for (tablespace, parent) in parents {
             let entries = self.list_existing(&parent)?.into_iter();
             let numbers = entries.filter_map(|entry| entry.name.parse().ok());
-            databases
-                .extend(numbers.map(|database| DatabaseLocator { tablespace, database }));
+            databases.extend(numbers.map(|database| DatabaseLocator { tablespace, database }));
         }
         Ok(databases)
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use walfmt::backup_label::BackupLabel;
 use walfmt::control::{ClusterState, ControlFile};
-use walfmt::rmgr::xlog::CheckPoint;
 use walfmt::relation::{DatabaseLocator, RelFileLocator};
+use walfmt::rmgr::xlog::CheckPoint;
 use walfmt::{BLOCK_SIZE, Lsn, RawRecord, SegmentSize, Timeline, TransactionId, Version};
 use walfmt_physical::RedoContext;
 
@@ -324,10 +324,7 @@ impl Store {
     ///
     /// # Errors
     /// [`ReplayError::File`].
-    pub fn relation_map(
-        &self,
-        database: DatabaseLocator,
-    ) -> Result<Vec<(u32, u32)>, ReplayError> {
+    pub fn relation_map(&self, database: DatabaseLocator) -> Result<Vec<(u32, u32)>, ReplayError> {
         self.dispatcher.relation_map(database)
     }
 
@@ -488,9 +485,15 @@ impl Store {
             file_systems.add(layout, &directory)?;
         }
         let control = Arc::new(Mutex::new(control));
-        let restart_points =
-            RestartPoints::start(layout, file_systems, &control, &shared, checkpoint.redo, config.rows.clone())
-                .map_err(OpenError::Thread)?;
+        let restart_points = RestartPoints::start(
+            layout,
+            file_systems,
+            &control,
+            &shared,
+            checkpoint.redo,
+            config.rows.clone(),
+        )
+        .map_err(OpenError::Thread)?;
         let dispatcher = Dispatcher::new(DispatcherParts {
             layout: layout.clone(),
             shared: Arc::clone(&shared),

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
-use walfmt_physical::{PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page, write_rows};
+use walfmt_physical::{
+    PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page, write_rows,
+};
 
 use crate::batch::{Batch, RecordBuffer, Task};
 use crate::cache::{Hint, PageCache, PageKey};

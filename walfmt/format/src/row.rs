@@ -67,13 +67,16 @@ pub enum EntryKind {
     Begin = 9,
     /// The database begins anew: what was known of it is forgotten, what it has is loaded next.
     Database = 11,
+    /// A chunk of a long value that the transaction's last update has left alone: its relation is the
+    /// OID of the TOAST relation.
+    Chunk = 12,
     /// Where a catalog's rows are: the block is its OID, the relation its file number; for catalogs
     /// that a relation map has, as loaded.
     Mapped = 10,
 }
 
 impl EntryKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::UpdatedFrom,
         Self::UpdatedTo,
         Self::Inserted,
@@ -86,6 +89,7 @@ impl EntryKind {
         Self::Begin,
         Self::Mapped,
         Self::Database,
+        Self::Chunk,
     ];
 }
 

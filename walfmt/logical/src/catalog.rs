@@ -24,10 +24,8 @@ use walfmt::rmgr::relmap::RelationMap;
 use walfmt::row::{Entry, EntryKind, flags};
 use walfmt::{Lsn, RelFileLocator, TransactionId, Version};
 
-pub use self::rows::{
-    CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE,
-};
 pub(crate) use self::rows::AttributeRow;
+pub use self::rows::{CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE};
 use self::rows::{Class, Columns, DatabaseRow, EnumRow, IndexRow, NamespaceRow, TypeRow};
 use self::rows::{PG_ENUM, PG_INDEX, PG_NAMESPACE, PG_TYPE};
 pub(crate) use self::versions::View;
@@ -77,6 +75,10 @@ pub(crate) struct Catalogs {
     dying: BTreeSet<Key>,
     /// The commits that have changed catalogs and that somebody may still have to tell apart.
     changes: VecDeque<Lsn>,
+    /// Whether somebody asks for the next.
+    notes_files: bool,
+    /// Files that classes were given since this was last asked, and whether they are TOAST relations'.
+    new_files: Vec<(u32, u32, bool)>,
     /// How many there were before these.
     changes_before: u64,
     roles: HashMap<(u32, u32), Role, foldhash::fast::RandomState>,
@@ -112,9 +114,16 @@ impl Catalogs {
             dying: BTreeSet::new(),
             changes: VecDeque::new(),
             changes_before: 0,
+            notes_files: false,
+            new_files: Vec::new(),
             roles: HashMap::default(),
             relations: HashMap::default(),
         }
+    }
+
+    /// The same, for who asks for [`take_new_files`](Self::take_new_files).
+    pub(crate) fn noting_files(version: &'static Version) -> Self {
+        Self { notes_files: true, ..Self::new(version) }
     }
 
     /// A catalog's rows are in this file.
@@ -189,12 +198,20 @@ impl Catalogs {
                 }
                 Ok(())
             }
-            EntryKind::UpdatedFrom | EntryKind::Deleted => {
-                self.learn(catalog, database, (&tuple, entry.contents), None, Some(pending(entry.xid)))
-            }
-            EntryKind::Inserted | EntryKind::UpdatedTo => {
-                self.learn(catalog, database, (&tuple, entry.contents), Some(pending(entry.xid)), None)
-            }
+            EntryKind::UpdatedFrom | EntryKind::Deleted => self.learn(
+                catalog,
+                database,
+                (&tuple, entry.contents),
+                None,
+                Some(pending(entry.xid)),
+            ),
+            EntryKind::Inserted | EntryKind::UpdatedTo => self.learn(
+                catalog,
+                database,
+                (&tuple, entry.contents),
+                Some(pending(entry.xid)),
+                None,
+            ),
             _ => Ok(()),
         }
     }
@@ -226,6 +243,9 @@ impl Catalogs {
             PG_CLASS => {
                 let row = self.columns.class(tuple)?;
                 let (oid, file) = (row.oid, (db, row.filenode));
+                if self.notes_files && created.is_some() && row.filenode != 0 {
+                    self.new_files.push((file.0, file.1, row.kind == b't'));
+                }
                 if created.is_some() && row.filenode != 0 {
                     let classes = self.files.entry(file).or_default();
                     classes.retain(|class| *class != oid);
@@ -241,7 +261,13 @@ impl Catalogs {
                 if number <= 0 {
                     return Ok(()); // system columns
                 }
-                apply(&mut self.attributes, (db, relation, number), (row, contents), created, deleted);
+                apply(
+                    &mut self.attributes,
+                    (db, relation, number),
+                    (row, contents),
+                    created,
+                    deleted,
+                );
                 Key::Attribute(db, relation, number)
             }
             PG_TYPE => {
@@ -354,8 +380,9 @@ impl Catalogs {
             self.changes.pop_front();
             self.changes_before += 1;
         }
-        let Self { classes, attributes, types, enums, namespaces, indexes, databases, files, .. } =
-            self;
+        let Self {
+            classes, attributes, types, enums, namespaces, indexes, databases, files, ..
+        } = self;
         self.dying.retain(|key| match *key {
             Key::Class(db, oid) => {
                 let mut freed = Vec::new();
@@ -434,9 +461,9 @@ impl Catalogs {
     pub(crate) fn is_own_file(&self, locator: RelFileLocator, view: View<'_>) -> bool {
         let (db, file) = (locator.database, locator.relation);
         let classes = self.files.get(&(db, file)).into_iter().flatten();
-        classes.into_iter().any(|oid| {
-            self.classes.is_own((db, *oid), view, |class| class.filenode == file)
-        })
+        classes
+            .into_iter()
+            .any(|oid| self.classes.is_own((db, *oid), view, |class| class.filenode == file))
     }
 
     /// Both versions of a row of `pg_class`, if it is a table whose file was replaced by an empty one:
@@ -566,11 +593,10 @@ impl Catalogs {
         Some((file(relation)?, file(index.index)?))
     }
 
-    /// The files of all TOAST relations of a database.
-    pub(crate) fn all_toast_files(&self, database: u32) -> Vec<u32> {
-        let classes = self.classes.living_values((database, 0)..=(database, u32::MAX));
-        let toast = classes.filter(|(_, class)| class.kind == b't');
-        toast.map(|(_, class)| class.filenode).collect()
+    /// The files that classes were given since this was last asked: database and file number, and whether
+    /// it is a TOAST relation's.
+    pub(crate) fn take_new_files(&mut self) -> Vec<(u32, u32, bool)> {
+        std::mem::take(&mut self.new_files)
     }
 
     /// Writes down all that is known, as it was loaded once, as of `at`.

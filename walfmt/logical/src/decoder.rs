@@ -189,7 +189,8 @@ impl Decoder {
     /// One that tells nothing: it just keeps the catalogs as they are, to be asked of them.
     #[must_use]
     pub fn watching(version: &'static Version) -> Self {
-        Self { is_watching: true, ..Self::new(version) }
+        let catalogs = Catalogs::noting_files(version);
+        Self { is_watching: true, catalogs, ..Self::new(version) }
     }
 
     /// Whether everything that commits from here on is told.
@@ -232,10 +233,10 @@ impl Decoder {
         self.catalogs.toast_files(database, relation)
     }
 
-    /// The files of all TOAST relations of a database.
-    #[must_use]
-    pub fn all_toast_files(&self, database: u32) -> Vec<u32> {
-        self.catalogs.all_toast_files(database)
+    /// The files that relations were given since this was last asked: database and file number, and
+    /// whether it is a TOAST relation's.
+    pub fn take_new_files(&mut self) -> Vec<(u32, u32, bool)> {
+        self.catalogs.take_new_files()
     }
 
     /// The databases that are there now: OIDs and default tablespaces.
@@ -262,6 +263,12 @@ impl Decoder {
             }
             EntryKind::Database => {
                 self.catalogs.forget_database(entry.locator.database);
+                Ok(())
+            }
+            EntryKind::Chunk if self.is_watching => Ok(()),
+            EntryKind::Chunk => {
+                let relation = entry.locator.relation;
+                self.opened(entry).chunks.push((relation, place));
                 Ok(())
             }
             EntryKind::Loaded => self.observe(entry.locator.relation, entry),
@@ -323,11 +330,7 @@ impl Decoder {
         open
     }
 
-    fn observe<S, K>(
-        &mut self,
-        catalog: u32,
-        entry: &Entry<'_>,
-    ) -> Result<(), DecodeError<S, K>> {
+    fn observe<S, K>(&mut self, catalog: u32, entry: &Entry<'_>) -> Result<(), DecodeError<S, K>> {
         let observed = self.catalogs.observe(catalog, entry);
         observed.map_err(|source| DecodeError::Catalog { at: entry.start, source })
     }

@@ -23,3 +23,4 @@ pub use catalog::{CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE};
 pub use decoder::{DecodeError, Decoder, EntrySource, Place, Position};
 pub use event::{Body, Event, EventSink};
 pub use relation::{Column, Relation};
+pub use toast::chunks_length;

@@ -61,7 +61,9 @@ impl Relation {
             && self.name == other.name
             && self.told_columns().count() == other.told_columns().count()
             && self.told_columns().zip(other.told_columns()).all(|(own, others)| {
-                own.name == others.name && own.ty.oid == others.ty.oid && own.ty.name == others.ty.name
+                own.name == others.name
+                    && own.ty.oid == others.ty.oid
+                    && own.ty.name == others.ty.name
             })
     }
 }

@@ -5,14 +5,15 @@
 //! ```
 //!
 //! A transaction inserts the chunks of a new value and deletes those of one that it removes: either way
-//! all of them are among its rows. Of a transaction only their places are kept; the values of one row
+//! all of them are among its rows. Those of a value that an update leaves alone were added to them by
+//! whoever wrote the rows down. Of a transaction only their places are kept; the values of one row
 //! are brought together when it is told.
 //!
 //! Rules: `toast_save_datum` and `toast_delete_datum` in `src/backend/access/common/toast_internals.c`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use walfmt::bytes::{i32_at, u32_at};
+use walfmt::bytes::{i32_at, u16_at, u32_at};
 use walfmt::rmgr::heap::TupleImage;
 
 use crate::decoder::Place;
@@ -50,6 +51,25 @@ impl<'a> Chunk<'a> {
             _ => Err("a chunk's data cannot be read"),
         }
     }
+}
+
+/// How long a value is that is made of these chunks, each a row's contents as in [`walfmt::row`]; one may
+/// be there twice. Nothing if one is missing, or none of them.
+pub fn chunks_length<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<usize> {
+    let mut lengths = BTreeMap::new();
+    for contents in chunks {
+        let (head, bytes) = contents.split_at_checked(5)?;
+        let tuple = TupleImage {
+            infomask2: u16_at(head, 0),
+            infomask: u16_at(head, 2),
+            hoff: head[4],
+            bytes,
+        };
+        let chunk = Chunk::read(&tuple).ok()?;
+        lengths.insert(chunk.number, chunk.data.len());
+    }
+    let is_whole = lengths.keys().zip(0..).all(|(number, expected)| *number == expected);
+    is_whole.then(|| lengths.values().sum())
 }
 
 impl ToastIndex {

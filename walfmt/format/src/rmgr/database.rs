@@ -77,7 +77,10 @@ pub fn read_create_wal_log(main_data: &[u8]) -> Result<DatabaseLocator, Database
 ///
 /// # Errors
 /// [`DatabaseError`] if its length is wrong or there can be no such directory.
-pub fn read_created(opcode: u8, main_data: &[u8]) -> Result<Option<DatabaseLocator>, DatabaseError> {
+pub fn read_created(
+    opcode: u8,
+    main_data: &[u8],
+) -> Result<Option<DatabaseLocator>, DatabaseError> {
     match opcode {
         CREATE_FILE_COPY => Ok(Some(FileCopy::read(main_data)?.to)),
         CREATE_WAL_LOG => read_create_wal_log(main_data).map(Some),

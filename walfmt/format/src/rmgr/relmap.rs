@@ -141,7 +141,8 @@ impl<'a> RelationMap<'a> {
     pub fn mappings(&self) -> impl Iterator<Item = (u32, u32)> + 'a {
         let count = usize::try_from(crate::bytes::i32_at(self.map, 4)).unwrap_or_default();
         let map = self.map;
-        (0..count.min(self.slots)).map(move |at| (u32_at(map, 8 + 8 * at), u32_at(map, 12 + 8 * at)))
+        (0..count.min(self.slots))
+            .map(move |at| (u32_at(map, 8 + 8 * at), u32_at(map, 12 + 8 * at)))
     }
 
     /// The file's bytes.

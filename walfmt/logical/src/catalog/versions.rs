@@ -111,10 +111,7 @@ impl<K: Ord + Copy, V> Versions<K, V> {
     }
 
     /// The newest versions, whoever may see them, of rows that are not gone for everybody.
-    pub(crate) fn living_values(
-        &self,
-        keys: impl RangeBounds<K>,
-    ) -> impl Iterator<Item = (K, &V)> {
+    pub(crate) fn living_values(&self, keys: impl RangeBounds<K>) -> impl Iterator<Item = (K, &V)> {
         let is_living =
             |version: &&Version<V>| !matches!(version.deleted, Some(When::Committed { .. }));
         self.0.range(keys).filter_map(move |(key, versions)| {
@@ -158,7 +155,9 @@ impl<K: Ord + Copy, V> Versions<K, V> {
         let is_its = |when: &When| matches!(when, When::Pending { xid: its, .. } if *its == xid);
         let Some(versions) = self.0.get_mut(&key) else { return };
         versions.retain(|version| !is_its(&version.created));
-        for version in versions.iter_mut().filter(|version| version.deleted.as_ref().is_some_and(is_its)) {
+        for version in
+            versions.iter_mut().filter(|version| version.deleted.as_ref().is_some_and(is_its))
+        {
             version.deleted = None;
         }
         if versions.is_empty() {
@@ -171,8 +170,7 @@ impl<K: Ord + Copy, V> Versions<K, V> {
     pub(crate) fn forget(&mut self, key: K, horizon: Lsn, mut gone: impl FnMut(&V)) -> bool {
         let Some(versions) = self.0.get_mut(&key) else { return false };
         versions.retain(|version| {
-            let is_gone =
-                matches!(version.deleted, Some(When::Committed { lsn }) if lsn < horizon);
+            let is_gone = matches!(version.deleted, Some(When::Committed { lsn }) if lsn < horizon);
             if is_gone {
                 gone(&version.value);
             }

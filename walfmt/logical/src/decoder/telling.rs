@@ -179,7 +179,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 | EntryKind::Loaded
                 | EntryKind::Begin
                 | EntryKind::Mapped
-                | EntryKind::Database => {
+                | EntryKind::Database
+                | EntryKind::Chunk => {
                     return Err(DecodeError::Lost { at: entry.start, locator: entry.locator });
                 }
             }
@@ -361,11 +362,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     }
 
     /// The table with this file, if anybody is told of it.
-    fn relation(
-        &mut self,
-        at: Lsn,
-        locator: RelFileLocator,
-    ) -> Found<S, K> {
+    fn relation(&mut self, at: Lsn, locator: RelFileLocator) -> Found<S, K> {
         let relation = self.any_relation(at, locator);
         let relation = relation.ok_or(DecodeError::Relation { at, locator })?;
         Ok(relation.is_told.then_some(relation))
@@ -444,10 +441,7 @@ const fn deleted(row: Row<'_>) -> Body<'_> {
 }
 
 /// What a sequence's tuple says: `last_value`, `log_cnt`, `is_called`.
-pub(super) fn sequence<'a>(
-    relation: &'a Relation,
-    tuple: &[u8],
-) -> Result<Body<'a>, &'static str> {
+pub(super) fn sequence<'a>(relation: &'a Relation, tuple: &[u8]) -> Result<Body<'a>, &'static str> {
     let hoff = usize::from(u8_at(tuple, 22));
     let data = tuple.get(hoff..).filter(|data| data.len() >= 17);
     let data = data.ok_or("a sequence's row is too short")?;

@@ -255,6 +255,18 @@ impl Method {
     }
 }
 
+/// Everything in a tuple's bytes that looks like a TOAST pointer, with its bytes: what else looks like one
+/// may be among them.
+pub fn pointers(bytes: &[u8]) -> impl Iterator<Item = (&[u8], ToastPointer)> {
+    bytes.windows(TOAST_POINTER_SIZE).filter_map(|window| {
+        if window[..2] != [1, VARTAG_ONDISK] {
+            return None;
+        }
+        let pointer = ToastPointer::read(&mut Cursor::new(&window[2..])).ok()?;
+        Some((window, pointer))
+    })
+}
+
 impl ToastPointer {
     fn read(cursor: &mut Cursor<'_>) -> Result<Self, VarlenaError> {
         let raw_size = cursor.i32("va_rawsize")?;
