@@ -6,16 +6,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use walfmt::Lsn;
-use walfmt::bytes::{put, u32_at, u64_at};
+use walfmt::row::Entry;
 
 use super::{
-    CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, list, path_of, trouble,
+    CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, ChunkHeader, FileHeader, HEADER_SIZE, UNFINISHED_SUFFIX,
+    list, path_of, trouble,
 };
 use crate::identity::Identity;
 use crate::trouble::{Kind, Trouble};
 
 /// A file is followed by another when it is this long: 256 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
+/// About how long a chunk of catalogs is, in bytes: readers hold it whole.
+const CATALOG_CHUNK_BYTES: usize = 4 << 20;
 
 /// Adds rows to a spool.
 pub(crate) struct Writer {
@@ -27,12 +30,17 @@ pub(crate) struct Writer {
     end: Lsn,
     is_dirty: bool,
     buffer: Vec<u8>,
+    /// [`FILE_BYTES_MAX`].
+    pub(super) file_bytes_max: u64,
 }
 
 struct OpenFile {
     path: PathBuf,
     file: File,
+    start: Lsn,
     length: u64,
+    /// Of what was written last.
+    crc: u32,
 }
 
 impl Writer {
@@ -51,15 +59,18 @@ impl Writer {
             end: Lsn::INVALID,
             is_dirty: false,
             buffer: Vec::new(),
+            file_bytes_max: FILE_BYTES_MAX,
         };
+        remove_unfinished(directory)?;
         let files = list(directory).map_err(|error| trouble("reading", directory, error))?;
-        // A file whose header a crash has left unfinished holds nothing.
+        // A file whose header a crash has left unfinished holds nothing, as does one that should
+        // begin with the catalogs and has none: it is no use, and what follows cannot be read.
         for (start, path) in files.iter().rev() {
             if let Some(open) = writer.reopen(path)? {
                 writer.open = Some(open);
                 return Ok(writer);
             }
-            tracing::warn!(%start, "a file of the row spool has no header: removed");
+            tracing::warn!(%start, "a file of the row spool has no header, or no catalogs: removed");
             std::fs::remove_file(path).map_err(|error| trouble("removing", path, error))?;
         }
         Ok(writer)
@@ -94,13 +105,16 @@ impl Writer {
             .with_hint("give [decode] a directory of its own for each cluster and timeline"));
         }
         let mut reader = io::BufReader::with_capacity(1 << 20, &file);
-        let (mut length, mut end) = (HEADER_SIZE as u64, Lsn::INVALID);
+        let (mut length, mut crc) = (HEADER_SIZE as u64, header.crc());
+        let mut last = None;
         let mut body = Vec::new();
-        while let Some((chunk_end, bytes)) =
-            next_chunk(&mut reader, &mut body).map_err(reading)?
-        {
-            length += bytes;
-            end = chunk_end;
+        while let Some(chunk) = next_chunk(&mut reader, crc, &mut body).map_err(reading)? {
+            length += (CHUNK_HEADER_SIZE + chunk.length) as u64;
+            crc = chunk.crc;
+            last = Some(chunk.end);
+        }
+        if header.is_base && last.is_none() {
+            return Ok(None);
         }
         let found = file.metadata().map_err(reading)?.len();
         if found > length {
@@ -108,23 +122,44 @@ impl Writer {
             file.set_len(length).map_err(|error| trouble("cutting back", path, error))?;
             file.sync_all().map_err(|error| trouble("syncing", path, error))?;
         }
-        // Without one chunk the start says nothing: catalogs may be missing.
-        self.end = if end.is_valid() || header.is_base { end } else { header.start };
-        if header.is_base && !end.is_valid() {
-            return Ok(None);
-        }
-        Ok(Some(OpenFile { path: path.to_owned(), file, length }))
+        // One that follows another was begun when all of that was synced.
+        self.end = last.unwrap_or(header.start);
+        Ok(Some(OpenFile { path: path.to_owned(), file, start: header.start, length, crc }))
     }
 
-    /// Begins anew at `start`, with the catalogs as they are there.
+    /// Begins anew at `start`, with the catalogs as they are there: entries, all of that position.
     pub(crate) fn begin(&mut self, start: Lsn, catalogs: &[u8]) -> Result<(), Trouble> {
         self.sync()?;
-        self.create(start, true)?;
-        self.append(catalogs, start)
+        // Under another name, until it has all: a reader must not begin with half of them.
+        let path = path_of(&self.directory, start);
+        let unfinished = path.with_extension(UNFINISHED_SUFFIX);
+        self.create(&unfinished, start, true)?;
+        let mut rest = catalogs;
+        while !rest.is_empty() {
+            let mut length = 0;
+            while length < rest.len().min(CATALOG_CHUNK_BYTES) {
+                let (_, behind) = Entry::read(&rest[length..]).map_err(|error| {
+                    Trouble::new(Kind::Corrupt, format_args!("catalogs: {error}"))
+                })?;
+                length = rest.len() - behind.len();
+            }
+            let (chunk, behind) = rest.split_at(length);
+            self.write(chunk, start)?;
+            rest = behind;
+        }
+        self.sync()?;
+        let rename = || {
+            std::fs::rename(&unfinished, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        rename().map_err(|error| trouble("renaming", &unfinished, error))?;
+        if let Some(open) = &mut self.open {
+            open.path = path;
+        }
+        Ok(())
     }
 
-    fn create(&mut self, start: Lsn, is_base: bool) -> Result<(), Trouble> {
-        let path = path_of(&self.directory, start);
+    fn create(&mut self, path: &Path, start: Lsn, is_base: bool) -> Result<(), Trouble> {
         let header = FileHeader {
             major: self.major,
             system_identifier: self.identity.system_identifier,
@@ -133,37 +168,42 @@ impl Writer {
             start,
         };
         let create = || -> io::Result<File> {
-            let mut file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&path)?;
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
             file.set_len(0)?;
             file.write_all(&header.to_bytes())?;
             file.sync_all()?;
             File::open(&self.directory)?.sync_all()?;
             Ok(file)
         };
-        let file = create().map_err(|error| trouble("making", &path, error))?;
-        self.open = Some(OpenFile { path, file, length: HEADER_SIZE as u64 });
+        let file = create().map_err(|error| trouble("making", path, error))?;
+        let (path, length, crc) = (path.to_owned(), HEADER_SIZE as u64, header.crc());
+        self.open = Some(OpenFile { path, file, start, length, crc });
         Ok(())
     }
 
     /// Adds entries: with them, all before `end` are there.
     pub(crate) fn append(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
-        if self.open.as_ref().is_some_and(|open| open.length >= FILE_BYTES_MAX) {
+        // With nothing but catalogs in it, the next file would have this one's name.
+        let is_full =
+            |open: &OpenFile| open.length >= self.file_bytes_max && self.end > open.start;
+        if self.open.as_ref().is_some_and(is_full) {
             self.sync()?;
-            self.create(self.end, false)?;
+            let start = self.end;
+            self.create(&path_of(&self.directory, start), start, false)?;
         }
+        self.write(entries, end)
+    }
+
+    fn write(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
         let Some(open) = &mut self.open else { return Ok(()) };
+        if entries.len() > CHUNK_SIZE_MAX {
+            let words = format_args!("{} bytes of rows of one record", entries.len());
+            return Err(Trouble::new(Kind::Unsupported, words));
+        }
+        let header = ChunkHeader::of(entries, end, open.crc);
         self.buffer.clear();
-        self.buffer.resize(CHUNK_HEADER_SIZE, 0);
+        self.buffer.extend_from_slice(&header.to_bytes());
         self.buffer.extend_from_slice(entries);
-        let length = u32::try_from(self.buffer.len() - 8).unwrap_or(u32::MAX);
-        put(&mut self.buffer, 0, length.to_le_bytes());
-        put(&mut self.buffer, 8, end.0.to_le_bytes());
-        let crc = crc32c::crc32c(&self.buffer[8..]);
-        put(&mut self.buffer, 4, crc.to_le_bytes());
         if let Err(error) = open.file.write_all(&self.buffer) {
             // Nothing of it may stay: what comes next would stand behind it.
             let cut = open.file.set_len(open.length);
@@ -174,6 +214,7 @@ impl Writer {
             };
         }
         open.length += self.buffer.len() as u64;
+        open.crc = header.crc;
         self.end = end;
         self.is_dirty = true;
         Ok(())
@@ -195,22 +236,32 @@ impl Writer {
     }
 }
 
-/// Reads the next whole chunk; gives its end and its length. Nothing at the end, or where it is not
-/// one.
-fn next_chunk(reader: &mut impl Read, body: &mut Vec<u8>) -> io::Result<Option<(Lsn, u64)>> {
-    let mut head = [0; 8];
+/// Removes what was to become a file with catalogs when a crash came.
+fn remove_unfinished(directory: &Path) -> Result<(), Trouble> {
+    let entries = std::fs::read_dir(directory);
+    for entry in entries.map_err(|error| trouble("reading", directory, error))? {
+        let path = entry.map_err(|error| trouble("reading", directory, error))?.path();
+        if path.extension().is_some_and(|extension| extension == UNFINISHED_SUFFIX) {
+            std::fs::remove_file(&path).map_err(|error| trouble("removing", &path, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the next whole chunk. Nothing at the end, or where it is not one that follows what has this
+/// CRC.
+fn next_chunk(
+    reader: &mut impl Read,
+    crc: u32,
+    body: &mut Vec<u8>,
+) -> io::Result<Option<ChunkHeader>> {
+    let mut head = [0; CHUNK_HEADER_SIZE];
     match reader.read_exact(&mut head) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         result => result?,
     }
-    let length = u32_at(&head, 0) as usize;
-    if !(8..=CHUNK_SIZE_MAX).contains(&length) {
-        return Ok(None);
-    }
+    let Some(header) = ChunkHeader::from_bytes(&head, crc) else { return Ok(None) };
     body.clear();
-    let read = reader.by_ref().take(length as u64).read_to_end(body)?;
-    if read < length || crc32c::crc32c(body) != u32_at(&head, 4) {
-        return Ok(None);
-    }
-    Ok(Some((Lsn(u64_at(body, 0)), 8 + length as u64)))
+    reader.by_ref().take(header.length as u64).read_to_end(body)?;
+    Ok(header.fits(body).then_some(header))
 }
