@@ -16,18 +16,24 @@
 //!       32     8  start: the position before which it has no rows
 //!       40     8  oldest: before it lies no row of a transaction that has not ended at the start
 //!       48     4  CRC-32C of all before
-//!       52        chunks; the first one is the catalogs
+//!       52        chunks; those of the catalogs, which end at the start, come first
 //! chunk
-//!        0     4  length of what follows the CRC
-//!        4     4  CRC-32C of that
-//!        8     8  end: all rows before this position are in this chunk or before it
-//!       16        entries, see walfmt::row
+//!        0     4  length of the entries
+//!        4     8  end: all rows before this position are in this chunk or before it
+//!       12     4  CRC-32C of all before, begun with the last CRC of what stands before the chunk
+//!       16     4  CRC-32C of the entries, begun with the CRC before
+//!       20        entries, see walfmt::row
 //! ```
 //!
+//! Each CRC goes on from the one before it, so a chunk that is missing, stands twice, or is left from
+//! another time is noticed as well as one that is damaged.
+//!
 //! Files only grow. What a crash left unfinished is cut off: replay brings it again, since a restart
-//! point waits until all rows before it are synced.
+//! point waits until all rows before it are synced. A file gets its name when it has all of its catalogs.
 
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;
@@ -44,10 +50,12 @@ use crate::trouble::{Kind, Trouble};
 const MAGIC: &[u8; 8] = b"WALFROWS";
 const LAYOUT: u32 = 1;
 const HEADER_SIZE: usize = 52;
-const CHUNK_HEADER_SIZE: usize = 16;
+const CHUNK_HEADER_SIZE: usize = 20;
 /// No chunk is longer: the longest entry and what stands before it.
 const CHUNK_SIZE_MAX: usize = walfmt::row::ENTRY_SIZE_MAX + (4 << 20);
 const SUFFIX: &str = "rows";
+/// Of a file that has not all of its catalogs yet.
+const UNFINISHED_SUFFIX: &str = "new";
 
 /// What a file says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +101,61 @@ impl FileHeader {
         })
     }
 
+    /// What the CRC of the first chunk begins with.
+    fn crc(self) -> u32 {
+        u32_at(&self.to_bytes(), 48)
+    }
+
     fn is_of(&self, identity: &Identity) -> bool {
         self.system_identifier == identity.system_identifier && self.timeline == identity.timeline
+    }
+}
+
+/// What stands before the entries of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ChunkHeader {
+    /// How many bytes of entries follow.
+    length: usize,
+    end: Lsn,
+    head_crc: u32,
+    /// Of all of it: the next chunk's CRC goes on from it.
+    crc: u32,
+}
+
+impl ChunkHeader {
+    fn of(entries: &[u8], end: Lsn, crc_before: u32) -> Self {
+        let (length, mut head) = (entries.len(), [0; 12]);
+        put(&mut head, 0, u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+        put(&mut head, 4, end.0.to_le_bytes());
+        let head_crc = crc32c::crc32c_append(crc_before, &head);
+        Self { length, end, head_crc, crc: crc32c::crc32c_append(head_crc, entries) }
+    }
+
+    fn to_bytes(self) -> [u8; CHUNK_HEADER_SIZE] {
+        let mut bytes = [0; CHUNK_HEADER_SIZE];
+        put(&mut bytes, 0, u32::try_from(self.length).unwrap_or(u32::MAX).to_le_bytes());
+        put(&mut bytes, 4, self.end.0.to_le_bytes());
+        put(&mut bytes, 12, self.head_crc.to_le_bytes());
+        put(&mut bytes, 16, self.crc.to_le_bytes());
+        bytes
+    }
+
+    /// Nothing if these are not the bytes of one that follows what has this CRC: its length is known
+    /// to be right before anything is read or waited for.
+    fn from_bytes(bytes: &[u8; CHUNK_HEADER_SIZE], crc_before: u32) -> Option<Self> {
+        let header = Self {
+            length: u32_at(bytes, 0) as usize,
+            end: Lsn(u64_at(bytes, 4)),
+            head_crc: u32_at(bytes, 12),
+            crc: u32_at(bytes, 16),
+        };
+        let is_one = header.head_crc == crc32c::crc32c_append(crc_before, &bytes[..12])
+            && header.length <= CHUNK_SIZE_MAX;
+        is_one.then_some(header)
+    }
+
+    fn fits(&self, entries: &[u8]) -> bool {
+        entries.len() == self.length && crc32c::crc32c_append(self.head_crc, entries) == self.crc
     }
 }
 

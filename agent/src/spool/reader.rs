@@ -5,19 +5,22 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use walfmt::Lsn;
-use walfmt::bytes::{u32_at, u64_at};
 use walfmt::row::Entry;
 use walfmt_logical::{EntrySource, Place};
 
-use super::{CHUNK_HEADER_SIZE, CHUNK_SIZE_MAX, FileHeader, HEADER_SIZE, corrupt, list, trouble};
+use super::{CHUNK_HEADER_SIZE, ChunkHeader, FileHeader, HEADER_SIZE, corrupt, list, trouble};
 use crate::trouble::{Kind, Trouble};
 
 /// How much of what was read is kept, in bytes: transactions of this size are not read twice.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Places: the file's number above, the offset in it below.
 const OFFSET_BITS: u32 = 40;
+/// How long after a look at what does not check out it is looked at again: the agent may just be
+/// cutting off what a crash has left, and writing in its place.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// A chunk of a spool.
 #[derive(Clone)]
@@ -25,7 +28,8 @@ pub(crate) struct Chunk {
     /// Where its first entry is.
     pub(crate) place: u64,
     /// All rows before this position are in it or before it.
-    end: Lsn,
+    pub(crate) end: Lsn,
+    crc: u32,
     bytes: Rc<Vec<u8>>,
 }
 
@@ -46,9 +50,11 @@ pub(crate) struct Reader {
     files: Vec<OpenFile>,
     /// The next chunk: in the last file, at this offset.
     next: u64,
+    /// The CRC of what stands before it.
+    crc: u32,
     /// Up to where rows were read.
     end: Lsn,
-    /// Where all chunks read so far begin, and their whole lengths.
+    /// Where all chunks read so far begin, and the CRCs of what stands before them.
     known: Vec<(u64, u32)>,
     kept: VecDeque<Chunk>,
     kept_bytes: usize,
@@ -80,18 +86,17 @@ impl Reader {
             // A transaction that commits after that may have begun long before.
             let oldest = newest(after).and_then(|at| newest(all[at].header.oldest));
             chosen = oldest.ok_or_else(|| {
-                let words = format_args!("rows from before {first} are not there any more");
-                Trouble::new(Kind::NotThere, words).with_hint(
-                    "take a new copy of the tables, then go on without --after; [decode] max_bytes \
-                     says how much is kept",
-                )
+                gap(first, format_args!("rows from before {first} are not there any more"))
             })?;
         }
+        let open = all.swap_remove(chosen);
+        let FileHeader { start, .. } = open.header;
         Ok(Some(Self {
             directory: directory.to_owned(),
-            files: vec![all.swap_remove(chosen)],
+            crc: open.header.crc(),
+            files: vec![open],
             next: HEADER_SIZE as u64,
-            end: Lsn::INVALID,
+            end: start,
             known: Vec::new(),
             kept: VecDeque::new(),
             kept_bytes: 0,
@@ -107,16 +112,15 @@ impl Reader {
     pub(crate) fn next(&mut self) -> Result<Option<Chunk>, Trouble> {
         loop {
             let number = self.files.len() - 1;
-            if let Some(chunk) = self.read(number, self.next)? {
-                let length = chunk.bytes.len();
-                self.known.push((chunk.place, u32::try_from(length).unwrap_or(u32::MAX)));
-                let is_catalogs = self.next == HEADER_SIZE as u64;
-                self.next += length as u64;
-                self.end = chunk.end;
-                // Whoever comes from the file before has them, and more than they say.
-                if is_catalogs && number > 0 {
+            if let Some(chunk) = self.read_now(number)? {
+                let crc_before = std::mem::replace(&mut self.crc, chunk.crc);
+                self.next += chunk.bytes.len() as u64;
+                // Whoever comes from the file before knows the catalogs, and more than they say.
+                if number > 0 && chunk.end <= self.files[number].header.start {
                     continue;
                 }
+                self.known.push((chunk.place, crc_before));
+                self.end = chunk.end;
                 self.keep(chunk.clone());
                 return Ok(Some(chunk));
             }
@@ -126,62 +130,84 @@ impl Reader {
         }
     }
 
+    /// The next chunk of a file.
+    fn read_now(&self, number: usize) -> Result<Option<Chunk>, Trouble> {
+        let read = self.read(number, self.next, self.crc);
+        if read.as_ref().is_err_and(|trouble| trouble.kind() == Kind::Corrupt) {
+            std::thread::sleep(SECOND_LOOK);
+            return self.read(number, self.next, self.crc);
+        }
+        read
+    }
+
     /// Goes on to the next file, if there is one; the one at hand is finished then.
     fn next_file(&mut self) -> Result<bool, Trouble> {
-        let last = self.files.last().expect("one was opened").header.start;
+        let number = self.files.len() - 1;
+        let last = self.files[number].header;
         let files = list(&self.directory);
         let files = files.map_err(|error| trouble("reading", &self.directory, error))?;
-        let Some((start, path)) = files.into_iter().find(|(start, _)| *start > last) else {
-            return Ok(false);
-        };
+        let mut later = files.into_iter().filter(|(start, _)| *start > last.start);
+        let Some((start, path)) = later.next() else { return Ok(false) };
         // It was begun after the last chunk of this one was written.
-        if self.read(self.files.len() - 1, self.next)?.is_some() {
+        if self.read_now(number)?.is_some() {
             return Ok(true);
         }
-        let Some(open) = open(path)? else { return Ok(false) };
+        let Some(open) = open(path.clone())? else {
+            return match later.next() {
+                Some(_) => Err(corrupt(&path, 0, "no header")),
+                None => Ok(false), // not yet
+            };
+        };
         if !open.header.continues || open.header.start != self.end {
-            return Err(Trouble::new(
-                Kind::NotThere,
-                format_args!(
-                    "the row spool has a gap: rows from {} to {start} are missing",
-                    self.end
-                ),
-            )
-            .with_hint(format!(
-                "they were not captured, or removed ([decode] max_bytes): take a new copy of the \
-                 tables, then go on with --after {start}/0"
-            )));
+            let words = format_args!("rows from {} to {start} are missing", self.end);
+            return Err(gap(start, words));
         }
+        let there = self.files[number].file.metadata();
+        let there = there.map_err(|error| trouble("reading", &self.files[number].path, error))?;
+        if there.len() > self.next {
+            return Err(corrupt(&self.files[number].path, self.next, "half a chunk"));
+        }
+        self.crc = open.header.crc();
         self.files.push(open);
         self.next = HEADER_SIZE as u64;
         Ok(true)
     }
 
-    /// The chunk at an offset of a file; nothing if it is not there, or not whole, yet.
-    fn read(&self, number: usize, offset: u64) -> Result<Option<Chunk>, Trouble> {
+    /// The chunk at an offset of a file, behind what has this CRC; nothing if it is not there, or not
+    /// whole, yet.
+    fn read(&self, number: usize, offset: u64, crc: u32) -> Result<Option<Chunk>, Trouble> {
         let OpenFile { path, file, .. } = &self.files[number];
         let reading = |error| trouble("reading", path, error);
         let mut head = [0; CHUNK_HEADER_SIZE];
         if read_at(file, &mut head, offset).map_err(reading)? < head.len() {
             return Ok(None);
         }
-        let length = u32_at(&head, 0) as usize;
-        if !(8..=CHUNK_SIZE_MAX).contains(&length) {
-            return Err(corrupt(path, offset, &format!("a chunk of {length} bytes")));
-        }
-        let there = file.metadata().map_err(reading)?.len();
-        if there < offset + 8 + length as u64 {
+        // So a power cut leaves what was not synced; the agent cuts it off.
+        if head == [0; CHUNK_HEADER_SIZE] {
             return Ok(None);
         }
-        let mut bytes = vec![0; 8 + length];
-        if read_at(file, &mut bytes, offset).map_err(reading)? < bytes.len() {
+        let Some(header) = ChunkHeader::from_bytes(&head, crc) else {
+            return Err(corrupt(
+                path,
+                offset,
+                "what stands there does not follow what is before it",
+            ));
+        };
+        let length = CHUNK_HEADER_SIZE + header.length;
+        // Not asked for memory before it is there.
+        if file.metadata().map_err(reading)?.len() < offset + length as u64 {
             return Ok(None);
         }
-        if crc32c::crc32c(&bytes[8..]) != u32_at(&bytes, 4) {
+        let mut bytes = vec![0; length];
+        if read_at(file, &mut bytes, offset).map_err(reading)? < length {
+            return Ok(None);
+        }
+        if !bytes.starts_with(&head) || !header.fits(&bytes[CHUNK_HEADER_SIZE..]) {
             return Err(corrupt(path, offset, "the chunk's CRC does not match"));
         }
         let place = ((number as u64) << OFFSET_BITS) + offset + CHUNK_HEADER_SIZE as u64;
-        Ok(Some(Chunk { place, end: Lsn(u64_at(&bytes, 8)), bytes: Rc::new(bytes) }))
+        let ChunkHeader { end, crc, .. } = header;
+        Ok(Some(Chunk { place, end, crc, bytes: Rc::new(bytes) }))
     }
 
     fn keep(&mut self, chunk: Chunk) {
@@ -202,11 +228,11 @@ impl Reader {
         }
         let known = self.known.partition_point(|(begin, _)| *begin <= place);
         let nowhere = || Trouble::new(Kind::Corrupt, "an entry of the row spool is nowhere");
-        let (begin, _) =
+        let (begin, crc) =
             *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
         let number = usize::try_from(begin >> OFFSET_BITS).unwrap_or(usize::MAX);
         let offset = (begin & ((1 << OFFSET_BITS) - 1)) - CHUNK_HEADER_SIZE as u64;
-        let chunk = self.read(number, offset)?.filter(|chunk| chunk.holds(place));
+        let chunk = self.read(number, offset, crc)?.filter(|chunk| chunk.holds(place));
         self.keep(chunk.ok_or_else(nowhere)?);
         Ok(self.kept.len() - 1)
     }
@@ -225,6 +251,14 @@ impl EntrySource for Reader {
             Err(error) => Err(Trouble::new(Kind::Corrupt, format_args!("row spool: {error}"))),
         }
     }
+}
+
+/// Rows before `start` were not captured, or removed.
+fn gap(start: Lsn, words: impl std::fmt::Display) -> Trouble {
+    Trouble::new(Kind::NotThere, words).with_hint(format!(
+        "they were not captured, or removed ([decode] max_bytes): take a new copy of the tables, \
+         then go on with --after {start}/0"
+    ))
 }
 
 fn open(path: PathBuf) -> Result<Option<OpenFile>, Trouble> {

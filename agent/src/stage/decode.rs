@@ -50,7 +50,9 @@ pub(crate) struct Capture {
 #[derive(Default)]
 struct CaptureState {
     /// Where the spool ends, once it is open; nothing in it is nothing.
-    opened: Option<Option<Lsn>>,
+    end: Option<Option<Lsn>>,
+    /// The spool is to begin anew: rows until then would stand behind a hole.
+    is_discarding: bool,
     /// Where rows begin, with the catalogs, if the spool is to begin anew.
     begin: Option<(Lsn, Vec<u8>)>,
     /// Nothing is captured any more.
@@ -63,9 +65,12 @@ impl Capture {
     pub(crate) fn needs_catalogs(&self, node: &Node, from: Lsn) -> Option<bool> {
         let mut state = self.lock();
         loop {
-            match state.opened {
+            match state.end {
                 _ if state.has_failed || node.stopping() => return None,
-                Some(end) => return Some(end.is_none_or(|end| end < from)),
+                Some(end) => {
+                    state.is_discarding |= end.is_none_or(|end| end < from);
+                    return Some(state.is_discarding);
+                }
                 None => state = self.wait(state),
             }
         }
@@ -111,11 +116,11 @@ fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Resu
     let major = identity.version.major;
     let writer = Writer::open(&config.directory, identity, major, |entries| catalogs.put(entries))?;
     let end = writer.end();
-    capture.lock().opened = Some(end);
+    capture.lock().end = Some(end);
     capture.changed.notify_all();
     let mut capturing = Capturing {
         node,
-        rows: &capture.rows,
+        capture,
         writer,
         catalogs,
         bytes_max: config.max_bytes,
@@ -158,12 +163,12 @@ fn wait_for_identity(node: &Node) -> Option<Identity> {
 
 struct Capturing<'a> {
     node: &'a Node,
-    rows: &'a Rows,
+    capture: &'a Capture,
     writer: Writer,
     catalogs: Catalogs,
     /// See [`DecodeSection::max_bytes`].
     bytes_max: u64,
-    /// Rows before this are in the spool, or are not captured; without it, none is.
+    /// Rows before this are in the spool; nothing if none are captured.
     from: Option<Lsn>,
     synced_at: Instant,
 }
@@ -171,8 +176,10 @@ struct Capturing<'a> {
 impl Capturing<'_> {
     /// These are all rows before `end` that did not come before.
     fn put(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
-        let Some(from) = self.from else {
-            self.rows.set_durable(end); // nothing is to be kept of it
+        // Replay says so before it brings the first row.
+        let is_discarding = self.capture.lock().is_discarding;
+        let Some(from) = self.from.filter(|_| !is_discarding) else {
+            self.capture.rows.set_durable(end); // nothing is to be kept of it
             return Ok(());
         };
         if end > from {
@@ -186,10 +193,9 @@ impl Capturing<'_> {
                     self.writer.remove_oldest(self.bytes_max)?;
                 }
             }
-            self.from = Some(end);
-            self.node.positions.advance(Position::Decoded, end);
+            self.reached(end);
         }
-        let is_wanted = self.rows.durable_is_wanted();
+        let is_wanted = self.capture.rows.durable_is_wanted();
         if is_wanted || self.synced_at.elapsed() >= SYNC_INTERVAL {
             self.sync()?;
         }
@@ -200,20 +206,34 @@ impl Capturing<'_> {
         self.catalogs = Catalogs::new(self.catalogs.identity);
         self.catalogs.put(catalogs)?;
         self.writer.begin(at, catalogs)?;
-        self.from = Some(at);
+        self.reached(at);
+        self.capture.lock().is_discarding = false;
         self.sync()?;
         tracing::info!(from = %at, "rows are captured");
-        self.node.positions.advance(Position::Decoded, at);
         Ok(())
     }
 
+    /// All rows before `end` are in the spool. Replay that begins again, in this process, asks for it.
+    fn reached(&mut self, end: Lsn) {
+        self.from = Some(end);
+        self.capture.lock().end = Some(Some(end));
+        self.node.positions.advance(Position::Decoded, end);
+    }
+
     fn sync(&mut self) -> Result<(), Trouble> {
+        // Also if there is nothing: a restart point may lie behind the last row, and whoever opens the
+        // spool must see that it reaches there.
+        if let Some(from) = self.from
+            && self.writer.end().is_some_and(|end| end < from)
+        {
+            self.writer.append(&[], from)?;
+        }
         if self.writer.is_dirty() {
             self.writer.sync()?;
         }
         self.synced_at = Instant::now();
         if let Some(from) = self.from {
-            self.rows.set_durable(from);
+            self.capture.rows.set_durable(from);
         }
         Ok(())
     }

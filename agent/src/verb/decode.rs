@@ -3,6 +3,7 @@
 //! It reads the row spool that the agent writes; neither waits for the other. Whole transactions come
 //! in the order of their commits.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
 use std::str::FromStr;
@@ -26,8 +27,8 @@ pub(crate) struct Arguments {
     /// given repeatedly.
     #[arg(long, value_name = "PATTERN")]
     table: Vec<Pattern>,
-    /// Only what comes after this: commit_lsn and ordinal of the last event that needs no repeating,
-    /// with a slash between them.
+    /// Only what comes after this: commit_lsn and ordinal of the last line that needs no repeating,
+    /// with a slash between them. Lines of kind schema come again.
     #[arg(long, value_name = "LSN/ORDINAL")]
     after: Option<After>,
     /// Go on with what comes, until interrupted.
@@ -118,11 +119,20 @@ struct Printer {
     begin: Vec<u8>,
     /// Something of the transaction has passed.
     has_begun: bool,
+    /// Tables whose shapes were printed, by database and OID: those told before `after` are not.
+    printed: HashSet<(u32, u32)>,
 }
 
 impl Printer {
-    const fn new(arguments: Arguments, after: Option<Position>) -> Self {
-        Self { arguments, after, buffer: Vec::new(), begin: Vec::new(), has_begun: false }
+    fn new(arguments: Arguments, after: Option<Position>) -> Self {
+        Self {
+            arguments,
+            after,
+            buffer: Vec::new(),
+            begin: Vec::new(),
+            has_begun: false,
+            printed: HashSet::new(),
+        }
     }
 
     fn passes(&self, event: &Event<'_>) -> bool {
@@ -159,18 +169,17 @@ impl EventSink for Printer {
     type Error = Trouble;
 
     fn event(&mut self, event: &Event<'_>) -> Result<(), Trouble> {
-        let write = |buffer: &mut Vec<u8>| {
-            json::write(event, buffer).map_err(|error| {
-                let words = format_args!("record at {}: {error}", event.lsn);
-                Trouble::new(Kind::Corrupt, words)
-            })
-        };
         if let Body::Begin { .. } = event.body {
             self.has_begun = false;
             self.begin.clear();
             if self.after.is_none_or(|after| event.position > after) {
-                write(&mut self.begin)?;
+                write(event, &mut self.begin)?;
             }
+            return Ok(());
+        }
+        if let Body::Schema(relation) = event.body {
+            // Printed before the row that it is told for, if that is.
+            self.printed.remove(&(relation.database_oid, relation.oid));
             return Ok(());
         }
         if self.after.is_some_and(|after| event.position <= after) || !self.passes(event) {
@@ -186,12 +195,28 @@ impl EventSink for Printer {
             self.has_begun = true;
             self.buffer.append(&mut self.begin);
         }
-        write(&mut self.buffer)?;
+        if let Body::Insert(row) | Body::Delete(row) | Body::Update { new: row, .. } = &event.body
+            && self.printed.insert((row.relation.database_oid, row.relation.oid))
+        {
+            // As part of what came before: whoever has only this of the two goes on with the row.
+            let ordinal = event.position.ordinal.saturating_sub(1);
+            let position = Position { ordinal, ..event.position };
+            let body = Body::Schema(row.relation);
+            write(&Event { position, body, ..*event }, &mut self.buffer)?;
+        }
+        write(event, &mut self.buffer)?;
         if self.buffer.len() >= OUTPUT_BYTES {
             self.flush()?;
         }
         Ok(())
     }
+}
+
+fn write(event: &Event<'_>, buffer: &mut Vec<u8>) -> Result<(), Trouble> {
+    json::write(event, buffer).map_err(|error| {
+        let words = format_args!("record at {}: {error}", event.lsn);
+        Trouble::new(Kind::Corrupt, words)
+    })
 }
 
 /// A position on the command line.
