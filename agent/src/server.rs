@@ -57,6 +57,8 @@ pub(crate) struct Survey {
     pub(crate) in_recovery: bool,
     pub(crate) fsync: bool,
     pub(crate) full_page_writes: bool,
+    /// The role may see all settings.
+    pub(crate) sees_settings: bool,
     pub(crate) hold: Hold,
 }
 
@@ -181,7 +183,8 @@ impl Server {
         };
         let row = ask("SELECT current_setting('server_version_num'), current_setting('fsync'), \
              current_setting('full_page_writes'), pg_is_in_recovery(), \
-             (SELECT system_identifier FROM pg_control_system())")
+             (SELECT system_identifier FROM pg_control_system()), \
+             pg_has_role('pg_read_all_settings', 'USAGE')")
         .await?;
         Ok(Survey {
             version_num: row.get::<_, &str>(0).parse().unwrap_or(0),
@@ -189,6 +192,7 @@ impl Server {
             full_page_writes: row.get::<_, &str>(2) == "on",
             in_recovery: row.get(3),
             system_identifier: row.get::<_, i64>(4).cast_unsigned(),
+            sees_settings: row.get(5),
             hold: Hold::from_row(&ask(Hold::QUERY).await?),
         })
     }

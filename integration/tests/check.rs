@@ -19,7 +19,7 @@ use walferry_wire::{
     Identity, LeaderPositions, Limits, Now, PlainText, ProbeReply, Sender, SenderConfig,
     SenderEvent, Stamp,
 };
-use walfmt::control::ControlFile;
+use walfmt::control::{ClusterState, ControlFile};
 use walfmt::{Lsn, SegmentSize, Timeline};
 
 /// What a check found beside what is as it should be: words and remedy by name.
@@ -198,6 +198,9 @@ fn leaders(bench: &mut Bench, leader: &Cluster, config: &AgentConfig, base: &Fou
     let elsewhere = conninfo.replace(&port, &format!("port={}", free_port()?));
     ensure!(elsewhere != conninfo, "no {port} in {conninfo}");
     bench.expect(&source(&data, Some(elsewhere)), base, &[("server.unreachable", "connecting")])?;
+    leader.sql("create role weak login replication")?;
+    let weak = format!("{conninfo} user=weak");
+    bench.expect(&source(&data, Some(weak)), base, &[("server.rights", "may not see all")])?;
     let slotless = set(config, "source", "slot", "");
     bench.expect(&slotless, base, &[("server.hold", "wal_keep_size is 0")])?;
     let nowhere = source(Path::new("/nonexistent"), Some(conninfo));
@@ -418,11 +421,18 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
             .status()?
             .success()
     );
+    // As a store has it; what belongs to a server is that server's matter.
+    let path = open.join("global/pg_control");
+    let mut control = ControlFile::from_bytes(&fs::read(&path)?)?;
+    let unusable = ("store.unusable", "mode 0755");
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755))?;
+    bench.expect(&follower_of(&peer, &open)?, &there, &[unusable])?;
+    control.state = ClusterState::IN_ARCHIVE_RECOVERY;
+    bench.scratch.file("open-store/global/pg_control", control.to_bytes())?;
     bench.expect(
         &follower_of(&peer, &open)?,
         &there,
-        &[("store.unusable", "mode 0755"), ("store.configuration", "postgresql.conf")],
+        &[unusable, ("store.configuration", "postgresql.conf")],
     )?;
     // The leader's own configuration, copied whole.
     bench.scratch.file("open-store/postgresql.conf", "data_directory = '/var/lib/elsewhere'\n")?;
@@ -432,6 +442,9 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
         &there,
         &[("store.configuration", "leads to /var/lib/elsewhere")],
     )?;
+    let refused = "# lc_monetary = 'xx_XX'    # a server on this machine refuses the value\n";
+    bench.scratch.file("open-store/postgresql.conf", refused)?;
+    bench.expect(&follower_of(&peer, &open)?, &there, &[("store.settings", "lc_monetary")])?;
     bench.scratch.file("open-store/postgresql.conf", "")?;
     bench.expect(&follower_of(&peer, &open)?, &there, &[])?;
     bench.expect(

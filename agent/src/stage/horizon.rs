@@ -77,6 +77,15 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
         if node.stopping() {
             return Ok(());
         }
+        if asked_locales.is_none_or(|at| at.elapsed() >= ASK_LOCALES_EVERY) {
+            asked_locales = Some(Instant::now());
+            // At once: a follower may be checked before the first WAL is. Less than the slot, which goes
+            // on without.
+            match server.locales().await {
+                Ok(locales) => node.set_locales(locales),
+                Err(trouble) => tracing::warn!("{trouble}"),
+            }
+        }
         // Before it is known whose WAL this is, nothing of this server's means anything.
         let Some(identity) = node.identity() else {
             node.pause(ASK_EVERY).await;
@@ -91,14 +100,6 @@ async fn follow(node: &Node, conninfo: &str) -> Result<(), Trouble> {
                 .with_hint("correct one of them: they must be the same server"));
         }
         node.positions.advance(Position::ServerFlush, server.flush_position().await?);
-        if asked_locales.is_none_or(|at| at.elapsed() >= ASK_LOCALES_EVERY) {
-            asked_locales = Some(Instant::now());
-            // Less than the slot, which goes on without.
-            match server.locales().await {
-                Ok(locales) => node.set_locales(locales),
-                Err(trouble) => tracing::warn!("{trouble}"),
-            }
-        }
         match holding.look(node, &server).await {
             Ok(Some(words)) => node.stages.set(STAGE, State::Streaming, words),
             Ok(None) => {}

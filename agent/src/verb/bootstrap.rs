@@ -12,7 +12,7 @@
 //! Tablespaces go to a directory beside the store, see `copy`. Nothing is there under the store's
 //! name before all of it is: an interrupted bootstrap is simply run again. The backup is only read.
 
-mod configuration;
+pub(crate) mod configuration;
 mod copy;
 mod network;
 mod settings;

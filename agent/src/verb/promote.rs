@@ -44,6 +44,7 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     let request = PromoteRequest { leader_is_dead: arguments.leader_is_dead };
     let body = serde_json::to_string(&request)
         .map_err(|error| Trouble::io("writing the request", error))?;
+    let begun = Instant::now();
     let promotion: Promotion = control::ask(&config, "POST", "/promote", Some(body))?;
     if !arguments.json {
         println!(
@@ -53,7 +54,6 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
             promotion.redo
         );
     }
-    let begun = Instant::now();
     start_server(&config, store, &arguments)?;
     let timeline = wait_for_primary(store, arguments.timeout)?;
     if timeline.0 <= promotion.timeline {
@@ -95,14 +95,22 @@ fn check_server(store: &StoreSection) -> Result<(), Trouble> {
         }
     }
     if let Some(words) = objection_to_configuration(store) {
-        return Err(Trouble::misuse(words).with_hint(CONFIGURATION_REMEDY));
+        let remedy = configuration_remedy(&words);
+        return Err(Trouble::misuse(words).with_hint(remedy));
     }
     Ok(())
 }
 
-/// What to do about a configuration with which no server would open the store.
-pub(crate) const CONFIGURATION_REMEDY: &str = "mend the postgresql.conf in the store: it must not have the leader's data_directory, hba_file, \
-     ident_file, external_pid_file or include_dir";
+/// What to do about a configuration with which no server would open the store, for the reason in `words`.
+pub(crate) fn configuration_remedy(words: &str) -> &'static str {
+    if words.contains("parameter \"") {
+        "mend that setting in the store's postgresql.conf or postgresql.auto.conf, or what it needs on \
+         this machine"
+    } else {
+        "mend the postgresql.conf in the store: it must not have the leader's data_directory, \
+         hba_file, ident_file, external_pid_file or include_dir"
+    }
+}
 
 /// Why a server with the store's configuration would not open the store, as far as the server's own
 /// reading of it tells.

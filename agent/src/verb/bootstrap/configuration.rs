@@ -39,6 +39,8 @@ const LEADERS_HEAD: &str = "\
 #
 # Put this machine's addresses here, if others are to connect after a promotion:
 ";
+/// Why a setting was left out to which a server with these programs objects.
+pub(crate) const REFUSED_HERE: &str = "a server on this machine refuses the value";
 /// Each time a server objects, at least one setting less is tried.
 const ATTEMPTS_MAX: usize = 4;
 
@@ -186,7 +188,7 @@ impl Text {
             let (name, value) = (setting.name.as_str(), setting.value.as_str());
             let is_minimum = minimums.iter().any(|(minimum, _)| *minimum == name);
             let verdict = if refused.contains(&name.to_lowercase()) {
-                let why = "a server on this machine refuses the value".to_owned();
+                let why = REFUSED_HERE.to_owned();
                 Verdict::Unusable { why, instead: None }
             } else {
                 place.judge(setting)

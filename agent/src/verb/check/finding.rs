@@ -79,6 +79,7 @@ codes! {
     Checksums "server.checksums" Warning,
     Hold "server.hold" Warning,
     Replication "server.replication" Warning,
+    Rights "server.rights" Warning,
     PeerUnreachable "peer.unreachable" Failed,
     PeerCluster "peer.cluster" Failed,
     PeerRole "peer.role" Failed,
@@ -87,6 +88,7 @@ codes! {
     StorePrograms "store.programs" Failed,
     StoreConfiguration "store.configuration" Failed,
     StoreLocale "store.locale" Failed,
+    StoreSettings "store.settings" Warning,
     StoreMemory "store.memory" Warning,
 }
 

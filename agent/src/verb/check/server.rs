@@ -238,6 +238,14 @@ fn settings(survey: &Survey, uses_slot: bool, findings: &mut Findings) {
             );
         }
     }
+    if !survey.sees_settings {
+        findings.add(
+            Code::Rights,
+            "the user of [source] conninfo may not see all settings: a follower made from here gets \
+             neither all of them nor pg_hba.conf, and is to be configured by hand before a promotion",
+            "GRANT pg_read_all_settings TO its role",
+        );
+    }
     if survey.in_recovery {
         findings.add(
             Code::Standby,
@@ -286,6 +294,7 @@ mod tests {
             in_recovery: false,
             fsync: true,
             full_page_writes: true,
+            sees_settings: true,
             hold,
         };
         let warned = |survey: &Survey| {

@@ -8,22 +8,67 @@ use std::process::Command;
 use indicatif::HumanBytes;
 use walferry_archive::OsFiles;
 use walfmt::Version;
+use walfmt::control::ClusterState;
 
 use super::finding::{Code, Findings};
 use super::machine;
 use crate::config::StoreSection;
 use crate::stage::tail;
-use crate::verb::promote::{CONFIGURATION_REMEDY, objection_to_configuration};
+use crate::verb::bootstrap::configuration::REFUSED_HERE;
+use crate::verb::promote::{configuration_remedy, objection_to_configuration};
 
 pub(super) fn check(store: &StoreSection, findings: &mut Findings) {
     let major = directory(&store.data_directory, findings);
     let is_installed = programs(&store.bin_directory, major, findings);
     // A server refuses root, even with such a question.
-    let may_ask = is_installed && major.is_some() && !rustix::process::geteuid().is_root();
+    let is_promoted = is_promoted(&store.data_directory);
+    if is_promoted {
+        findings.ok(
+            "store",
+            "it belongs to a server, after a promotion for example, and where its configuration is \
+             is that server's matter; to make a follower again, remove it and bootstrap",
+        );
+    }
+    let may_ask =
+        !is_promoted && is_installed && major.is_some() && !rustix::process::geteuid().is_root();
     if let Some(words) = may_ask.then(|| objection_to_configuration(store)).flatten() {
-        findings.add(Code::StoreConfiguration, words, CONFIGURATION_REMEDY);
+        let remedy = configuration_remedy(&words);
+        findings.add(Code::StoreConfiguration, words, remedy);
+    }
+    if !is_promoted {
+        left_out(&store.data_directory, findings);
     }
     memory(store, findings);
+}
+
+fn is_promoted(store: &Path) -> bool {
+    let control = tail::read_control_file(&OsFiles, store);
+    control.is_ok_and(|control| control.state != ClusterState::IN_ARCHIVE_RECOVERY)
+}
+
+/// Settings of the leader that the bootstrap could not take because of this machine: they stay out when
+/// the machine is mended.
+fn left_out(store: &Path, findings: &mut Findings) {
+    let Ok(text) = fs::read_to_string(store.join("postgresql.conf")) else { return };
+    let names: Vec<&str> = refused_settings(&text).collect();
+    if !names.is_empty() {
+        findings.add(
+            Code::StoreSettings,
+            format_args!(
+                "settings of the leader that a server here refused at the bootstrap: {}",
+                names.join(", ")
+            ),
+            "mend what they need on this machine (a locale, a time zone), and then take the # off \
+             their lines at the end of the store's postgresql.conf, or bootstrap again",
+        );
+    }
+}
+
+/// The names in lines as `# lc_monetary = 'de_CH.UTF-8'    # a server on this machine refuses ...`, as
+/// `bootstrap` writes them.
+fn refused_settings(text: &str) -> impl Iterator<Item = &str> {
+    let refused = text.lines().filter(|line| line.ends_with(REFUSED_HERE));
+    refused.filter_map(|line| Some(line.strip_prefix("# ")?.split_once(" = ")?.0))
 }
 
 /// The major of the store, if there is one.
