@@ -70,10 +70,13 @@ pub enum EntryKind {
     /// Where a catalog's rows are: the block is its OID, the relation its file number; for catalogs
     /// that a relation map has, as loaded.
     Mapped = 10,
+    /// A chunk of a TOAST value that the record takes off its page: whoever still needs the value has it
+    /// from here. Not part of what happened.
+    Removed = 12,
 }
 
 impl EntryKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::UpdatedFrom,
         Self::UpdatedTo,
         Self::Inserted,
@@ -86,6 +89,7 @@ impl EntryKind {
         Self::Begin,
         Self::Mapped,
         Self::Database,
+        Self::Removed,
     ];
 }
 

@@ -218,6 +218,7 @@ impl Decoder {
                 Ok(())
             }
             EntryKind::Record => self.record(entry, place, source, sink),
+            EntryKind::Removed => Ok(()),
             _ => self.row(entry, place),
         }
     }

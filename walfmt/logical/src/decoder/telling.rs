@@ -176,7 +176,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 | EntryKind::Loaded
                 | EntryKind::Begin
                 | EntryKind::Mapped
-                | EntryKind::Database => {
+                | EntryKind::Database
+                | EntryKind::Removed => {
                     return Err(DecodeError::Lost { at: entry.start, locator: entry.locator });
                 }
             }
