@@ -163,7 +163,8 @@ impl Capturing<'_> {
     /// These are all rows before `end` that did not come before.
     fn put(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
         let Some(from) = self.from else {
-            self.rows.set_durable(end); // nothing is to be kept of it
+            self.rows.set_done(end); // nothing is to be kept of it
+            self.rows.set_durable(end);
             return Ok(());
         };
         if end > from {
@@ -175,6 +176,7 @@ impl Capturing<'_> {
             self.from = Some(end);
             self.node.positions.advance(Position::Decoded, end);
         }
+        self.rows.set_done(end);
         let is_wanted = self.rows.durable_is_wanted();
         if is_wanted || self.synced_at.elapsed() >= SYNC_INTERVAL {
             self.sync()?;

@@ -104,6 +104,14 @@ impl Commands {
 pub(crate) fn run(node: &Arc<Node>) {
     // The store's threads work for replay, and one of them syncs.
     let heart = node.hearts.start(STAGE, &[STAGE, "store-"]);
+    if let Some(capture) = &node.capture {
+        let node = Arc::downgrade(node);
+        capture.rows.set_waker(move || {
+            if let Some(node) = node.upgrade() {
+                node.positions.wake();
+            }
+        });
+    }
     let end = loop {
         heart.beat();
         let trouble = match replay(node, &heart) {
@@ -158,6 +166,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
         heart.beat();
+        store.serve_rows()?;
         let bound = node.positions.get(Position::Durable);
         if reading.replay_available(node, heart, &mut store, bound, &mut capturing)? {
             if let Some(catching_up) = &mut catching_up {

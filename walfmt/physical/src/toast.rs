@@ -13,8 +13,8 @@
 //!
 //! Rules: `toast_save_datum` in `src/backend/access/common/toast_internals.c`.
 
-use walfmt::bytes::{i32_at, u32_at};
-use walfmt::page::{HEAP_HASNULL, HeapTupleHeader};
+use walfmt::bytes::{i32_at, u16_at, u32_at};
+use walfmt::page::{HEAP_HASNULL, HEAP_NATTS_MASK, HeapTupleHeader};
 use walfmt::rmgr::{RmgrId, heap2};
 use walfmt::row::{Entry, EntryKind, TUPLE_FROM};
 use walfmt::{ForkNumber, Record};
@@ -28,11 +28,19 @@ const COLUMNS: u16 = 3;
 /// be a chunk.
 #[must_use]
 pub fn chunk_of(tuple: &[u8]) -> Option<(u32, i32)> {
-    let header = HeapTupleHeader::read(tuple).ok()?;
-    let data = tuple.get(header.hoff.into()..)?;
-    let is_chunk = header.attributes() == COLUMNS
-        && header.infomask & HEAP_HASNULL == 0
-        && usize::from(header.hoff) >= HeapTupleHeader::SIZE
+    chunk_of_contents(tuple.get(TUPLE_FROM..)?)
+}
+
+/// The same of a tuple's part that a [row's entry](walfmt::row) holds.
+#[must_use]
+pub fn chunk_of_contents(contents: &[u8]) -> Option<(u32, i32)> {
+    const FIXED: usize = HeapTupleHeader::SIZE - TUPLE_FROM;
+    let (infomask2, infomask) = (u16_at(contents, 0), u16_at(contents, 2));
+    let begin = usize::from(*contents.get(4)?).checked_sub(TUPLE_FROM)?;
+    let data = contents.get(begin..)?;
+    let is_chunk = infomask2 & HEAP_NATTS_MASK == COLUMNS
+        && infomask & HEAP_HASNULL == 0
+        && begin >= FIXED
         && data.len() > 8;
     is_chunk.then(|| (u32_at(data, 0), i32_at(data, 4)))
 }
