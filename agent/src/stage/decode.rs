@@ -11,6 +11,7 @@
 //! Trouble with the spool ends this stage alone: replay goes on, and rows are not captured from there on.
 
 mod catalogs;
+mod toast;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walferry_store::Rows;
-use walfmt::Lsn;
 use walfmt::row::Entry;
+use walfmt::{Lsn, Version};
 use walfmt_logical::{Decoder, EntrySource, Event, EventSink, Place};
 
 pub(crate) use self::catalogs::{Watch, load_all};
@@ -54,7 +55,7 @@ struct CaptureState {
     /// The spool is to begin anew: rows until then would stand behind a hole.
     is_discarding: bool,
     /// Where rows begin, with the catalogs, if the spool is to begin anew.
-    begin: Option<(Lsn, Vec<u8>)>,
+    begin: Option<(Lsn, Vec<u8>, Catalogs)>,
     /// Nothing is captured any more.
     has_failed: bool,
 }
@@ -77,9 +78,19 @@ impl Capture {
     }
 
     /// For replay: all is applied up to `at`, and these are the catalogs there.
-    pub(crate) fn begin(&self, at: Lsn, catalogs: Vec<u8>) {
-        self.lock().begin = Some((at, catalogs));
+    pub(crate) fn begin(
+        &self,
+        at: Lsn,
+        entries: Vec<u8>,
+        identity: Identity,
+    ) -> Result<(), Trouble> {
+        let mut catalogs = Catalogs::new(identity.version);
+        catalogs.put(&entries)?;
+        // Before the next record is replayed.
+        catalogs.tell_files(&self.rows);
+        self.lock().begin = Some((at, entries, catalogs));
         self.changed.notify_all();
+        Ok(())
     }
 
     /// For replay: no row comes any more.
@@ -112,43 +123,16 @@ pub(crate) fn run(node: &Arc<Node>) {
 
 fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Result<(), Trouble> {
     let Some(identity) = wait_for_identity(node) else { return Ok(()) };
-    let mut catalogs = Catalogs::new(identity);
-    let major = identity.version.major;
-    let writer = Writer::open(&config.directory, identity, major, |entries| catalogs.put(entries))?;
-    let end = writer.end();
-    capture.lock().end = Some(end);
-    capture.changed.notify_all();
-    let mut capturing = Capturing {
-        node,
-        capture,
-        writer,
-        catalogs,
-        bytes_max: config.max_bytes,
-        from: end,
-        synced_at: Instant::now(),
-    };
-    if end.is_some() {
-        node.stages.set(STAGE, State::Streaming, "");
-    } else {
-        let words = "for the store to be consistent: rows are captured from there on";
-        node.stages.set(STAGE, State::Waiting, words);
-    }
-    let mut entries = Vec::with_capacity(CHUNK_BYTES + (CHUNK_BYTES >> 2));
     loop {
-        let has_ended = capture.replay_has_ended.load(Ordering::SeqCst);
-        entries.clear();
-        let taken = capture.rows.take(&mut entries, CHUNK_BYTES, IDLE_WAIT);
-        capturing.put(&entries, taken)?;
-        let begin = capture.lock().begin.take();
-        if let Some((at, catalogs)) = begin {
-            capturing.begin(at, &catalogs)?;
-            node.stages.set(STAGE, State::Streaming, "");
+        let mut capturing = Capturing::open(node, capture, config, identity)?;
+        let ended = capturing.run()?;
+        capturing.sync()?;
+        // The store is gone before it could be asked: what was taken last comes again from another one.
+        if ended || capture.replay_has_ended.load(Ordering::SeqCst) {
+            return Ok(());
         }
-        if has_ended && entries.is_empty() {
-            break;
-        }
+        capture.lock().end = None;
     }
-    capturing.sync()
 }
 
 fn wait_for_identity(node: &Node) -> Option<Identity> {
@@ -170,23 +154,86 @@ struct Capturing<'a> {
     bytes_max: u64,
     /// Rows before this are in the spool; nothing if none are captured.
     from: Option<Lsn>,
+    /// How many values were nowhere.
+    unknown: u64,
     synced_at: Instant,
 }
 
-impl Capturing<'_> {
-    /// These are all rows before `end` that did not come before.
-    fn put(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
+impl<'a> Capturing<'a> {
+    fn open(
+        node: &'a Node,
+        capture: &'a Capture,
+        config: &DecodeSection,
+        identity: Identity,
+    ) -> Result<Self, Trouble> {
+        let mut catalogs = Catalogs::new(identity.version);
+        let major = identity.version.major;
+        let writer =
+            Writer::open(&config.directory, identity, major, |entries| catalogs.put(entries))?;
+        // Before replay is told that it may begin.
+        catalogs.tell_files(&capture.rows);
+        let end = writer.end();
+        capture.lock().end = Some(end);
+        capture.changed.notify_all();
+        if end.is_some() {
+            node.stages.set(STAGE, State::Streaming, "");
+        } else {
+            let words = "for the store to be consistent: rows are captured from there on";
+            node.stages.set(STAGE, State::Waiting, words);
+        }
+        let bytes_max = config.max_bytes;
+        let synced_at = Instant::now();
+        Ok(Self { node, capture, writer, catalogs, bytes_max, from: end, unknown: 0, synced_at })
+    }
+
+    /// Captures until replay ends; `false` if the store goes before.
+    fn run(&mut self) -> Result<bool, Trouble> {
+        let mut entries = Vec::with_capacity(CHUNK_BYTES + (CHUNK_BYTES >> 2));
+        loop {
+            let has_ended = self.capture.replay_has_ended.load(Ordering::SeqCst);
+            entries.clear();
+            let taken = self.capture.rows.take(&mut entries, CHUNK_BYTES, IDLE_WAIT);
+            if !self.put(&entries, taken)? {
+                return Ok(false);
+            }
+            let begin = self.capture.lock().begin.take();
+            if let Some((at, entries, catalogs)) = begin {
+                self.catalogs = catalogs;
+                self.begin(at, &entries)?;
+                self.node.stages.set(STAGE, State::Streaming, "");
+            }
+            if has_ended && entries.is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// These are all rows before `end` that did not come before. `false` if the store is gone that has what
+    /// they need.
+    fn put(&mut self, entries: &[u8], end: Lsn) -> Result<bool, Trouble> {
+        let rows = &self.capture.rows;
         // Replay says so before it brings the first row.
         let is_discarding = self.capture.lock().is_discarding;
         let Some(from) = self.from.filter(|_| !is_discarding) else {
-            self.capture.rows.set_durable(end); // nothing is to be kept of it
-            return Ok(());
+            rows.set_done(end); // nothing is to be kept of it
+            rows.set_durable(end);
+            return Ok(true);
         };
         if end > from {
             let new = after(entries, from)?;
             if !new.is_empty() {
                 self.catalogs.put(new)?;
-                self.writer.append(new, end)?;
+                self.catalogs.tell_files(rows);
+                let ended = || self.capture.replay_has_ended.load(Ordering::SeqCst);
+                let before = self.unknown;
+                let decoder = &self.catalogs.decoder;
+                let whole = toast::complete(new, decoder, rows, ended, &mut self.unknown)?;
+                let Some(whole) = whole else { return Ok(false) };
+                if self.unknown > before {
+                    let (values, until) = (self.unknown - before, end);
+                    tracing::warn!(%from, %until, values, "values that updates left alone are nowhere");
+                }
+                self.writer.append(&whole, end)?;
                 if self.writer.is_full() {
                     let (catalogs, oldest) = self.catalogs.write(end);
                     self.writer.go_on(&catalogs, oldest)?;
@@ -195,16 +242,16 @@ impl Capturing<'_> {
             }
             self.reached(end);
         }
-        let is_wanted = self.capture.rows.durable_is_wanted();
+        let rows = &self.capture.rows;
+        rows.set_done(end);
+        let is_wanted = rows.durable_is_wanted();
         if is_wanted || self.synced_at.elapsed() >= SYNC_INTERVAL {
             self.sync()?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn begin(&mut self, at: Lsn, catalogs: &[u8]) -> Result<(), Trouble> {
-        self.catalogs = Catalogs::new(self.catalogs.identity);
-        self.catalogs.put(catalogs)?;
         self.writer.begin(at, catalogs)?;
         self.reached(at);
         self.capture.lock().is_discarding = false;
@@ -239,15 +286,22 @@ impl Capturing<'_> {
     }
 }
 
+/// Tells the store which files of what was loaded have long values.
+fn tell_files(entries: &[u8], version: &'static Version, rows: &Rows) -> Result<(), Trouble> {
+    let mut catalogs = Catalogs::new(version);
+    catalogs.put(entries)?;
+    catalogs.tell_files(rows);
+    Ok(())
+}
+
 /// The catalogs as they are at the spool's end.
 struct Catalogs {
-    identity: Identity,
     decoder: Decoder,
 }
 
 impl Catalogs {
-    fn new(identity: Identity) -> Self {
-        Self { identity, decoder: Decoder::watching(identity.version) }
+    fn new(version: &'static Version) -> Self {
+        Self { decoder: Decoder::watching(version) }
     }
 
     /// What came next.
@@ -259,6 +313,17 @@ impl Catalogs {
             entries = rest;
         }
         Ok(())
+    }
+
+    /// Tells the store which files are new, and which of them have long values.
+    fn tell_files(&mut self, rows: &Rows) {
+        for (database, file, is_toast) in self.decoder.take_new_files() {
+            if is_toast {
+                rows.set_toast(database, &[file]);
+            } else {
+                rows.set_not_toast(database, &[file]);
+            }
+        }
     }
 
     /// As entries, with where the first row may be of a transaction that has not ended.

@@ -104,6 +104,14 @@ impl Commands {
 pub(crate) fn run(node: &Arc<Node>) {
     // The store's threads work for replay, and one of them syncs.
     let heart = node.hearts.start(STAGE, &[STAGE, "store-"]);
+    if let Some(capture) = &node.capture {
+        let node = Arc::downgrade(node);
+        capture.rows.set_waker(move || {
+            if let Some(node) = node.upgrade() {
+                node.positions.wake();
+            }
+        });
+    }
     let end = loop {
         heart.beat();
         let trouble = match replay(node, &heart) {
@@ -158,6 +166,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
         heart.beat();
+        store.serve_rows()?;
         let bound = node.positions.get(Position::Durable);
         if reading.replay_available(node, heart, &mut store, bound, &mut capturing)? {
             if let Some(catching_up) = &mut catching_up {
@@ -245,7 +254,8 @@ impl Capturing {
         {
             let at = store.applied();
             let catalogs = decode::load_all(store, at)?;
-            capture.begin(at, catalogs);
+            let identity = node.identity().ok_or_else(|| Trouble::misuse("no identity"))?;
+            capture.begin(at, catalogs, identity)?;
             self.needs_catalogs = false;
         }
         Ok(())
@@ -363,8 +373,8 @@ impl Reading {
                         report(node, store);
                         return Err(error.into());
                     }
-                    if let Some(capturing) = capturing {
-                        capturing.made.observe(record, self.version, store)?;
+                    if let (Some(capturing), Some(capture)) = (&mut *capturing, &node.capture) {
+                        capturing.made.observe(record, self.version, store, &capture.rows)?;
                     }
                     records += 1;
                     if records % REPORT_RECORDS == 0 && self.reported.elapsed() >= REPORT_INTERVAL {

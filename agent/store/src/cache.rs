@@ -101,6 +101,13 @@ impl PageCache {
         Some(Hint { slot, departures: self.departures })
     }
 
+    /// The page as it lies there, if it is here: its items are where their line pointers say, and in
+    /// between may be what was pruned. That does not count as a use.
+    pub(crate) fn raw_page(&self, key: PageKey) -> Option<&Page> {
+        let slot = *self.index.get(&key)? as usize;
+        Some(self.frames.page(slot))
+    }
+
     /// Brings the page's header near, which will be looked at soon, and the line pointer of `item`, or
     /// the first ones.
     #[inline]

@@ -6,6 +6,7 @@
 
 mod routing;
 mod scan;
+mod toast;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -157,8 +158,8 @@ impl Dispatcher {
 
     /// Has all changed pages written to their files, and waits for it. Why one could not be is in
     /// `shared`.
-    fn try_write_all_back(&self) -> Result<(), ThreadGone> {
-        self.restart_points.wait(&self.workers)?;
+    fn try_write_all_back(&mut self) -> Result<(), ThreadGone> {
+        self.wait_restart_point()?;
         let written = self.workers.write_back()?;
         for _ in 0..self.workers.count() {
             self.workers.wait(&written)?;
@@ -268,7 +269,7 @@ impl Dispatcher {
         self.check()?;
         let begun = self.begin_restart_point(min_recovery_point);
         begun?;
-        let waited = self.restart_points.wait(&self.workers);
+        let waited = self.wait_restart_point();
         waited.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))?;
         self.check()?;
         Ok(self.control().check_point_copy.redo)
@@ -390,13 +391,10 @@ impl Dispatcher {
         if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
             return Ok(());
         }
+        self.wait_for_rows(Rows::has_room)?;
         if let Some(RecordRows { rows, entries }) = &mut self.rows {
-            while !rows.has_room() {
-                if !self.workers.help() {
-                    rows.wait_for_room();
-                }
-            }
-            rows.put(self.workers.count(), std::mem::take(entries)); // before all workers are there
+            // Before all workers are there.
+            rows.put(self.workers.count(), std::mem::take(entries), Vec::new());
         }
         let empty = self.spare_records.pop().unwrap_or_else(empty_records);
         let records = Arc::new(std::mem::replace(&mut self.records, empty));
@@ -455,7 +453,7 @@ impl Dispatcher {
         min_recovery_point: Option<Lsn>,
     ) -> Result<(), ReplayError> {
         let gone = |ThreadGone| ReplayError::ThreadGone;
-        self.restart_points.wait(&self.workers).map_err(gone)?;
+        self.wait_restart_point().map_err(gone)?;
         self.try_hand_over(self.dispatched).map_err(gone)?;
         self.transactions
             .write_changed(self.candidate.map(|candidate| candidate.contents.redo))

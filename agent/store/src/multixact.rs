@@ -189,7 +189,7 @@ mod tests {
 
     fn offsets(multixacts: &mut MultiXacts, multi: u32) -> u32 {
         let place = EntryPosition::of_multixact_offset(multi);
-        walfmt::bytes::u32_at(multixacts.offsets.page(place.page).unwrap(), place.byte)
+        u32_at(multixacts.offsets.page(place.page).unwrap(), place.byte)
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use walfmt::Lsn;
@@ -133,6 +134,17 @@ impl RestartPoints {
     }
 }
 
+impl RestartPoints {
+    /// Does something useful, or waits until none is under way for at most `patience`.
+    pub(crate) fn wait_at_most(
+        &self,
+        workers: &Workers,
+        patience: Duration,
+    ) -> Result<(), ThreadGone> {
+        workers.wait_at_most(&self.done, patience).map(drop)
+    }
+}
+
 impl Drop for RestartPoints {
     fn drop(&mut self) {
         self.jobs = None;
@@ -159,8 +171,10 @@ impl SyncThread {
                 return;
             }
         }
-        if let (Some(rows), Some(checkpoint)) = (&self.rows, &job.checkpoint) {
-            rows.wait_durable(checkpoint.contents.redo);
+        if let (Some(rows), Some(checkpoint)) = (&self.rows, &job.checkpoint)
+            && !rows.wait_durable(checkpoint.contents.redo)
+        {
+            return;
         }
         let finished = job
             .origins

@@ -12,15 +12,27 @@
 //! A restart point waits until all rows before its redo pointer are durable with whoever takes them:
 //! replay brings those from there on again. Their pages begin with an image then, or anew, so the
 //! rows are the same ones.
+//!
+//! # Who waits for whom
+//!
+//! Whoever takes rows waits for the dispatcher when he [asks](Rows::ask) for TOAST values. The dispatcher
+//! waits for him, directly or through a restart point: for room in the queues, and before files go that
+//! he may still ask for ([`wait_durable`](Rows::wait_durable), [`Rows::is_durable`]). In all these waits
+//! it answers. To answer, it waits for the workers alone, who wait for nobody: they put their rows
+//! without asking for room. So one of both can always go on. What the dispatcher waits for does not need
+//! more than what it has handed over already: all that is taken is applied, and he can [say](
+//! Rows::set_durable) that it is durable without another record.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use walfmt::Lsn;
 use walfmt::row::Entry;
+use walfmt::{Lsn, RelFileLocator};
+
+use crate::toast::{Desk, Removed, ToastAnswer, ToastFiles, ToastRequest};
 
 /// Replay waits while more than this is queued, in bytes.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -41,6 +53,11 @@ pub struct Rows {
     wanted: AtomicU64,
     /// Nobody takes rows any more.
     abandoned: AtomicBool,
+    /// There is no store that gives rows.
+    is_closed: AtomicBool,
+    desk: Desk,
+    files: ToastFiles,
+    waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Puts the entries of one record in order, whose pages were changed in the order of its references: an
@@ -61,6 +78,14 @@ struct Queues {
     applied: Option<Arc<AtomicU64>>,
     /// Up to where entries were taken.
     taken: Lsn,
+    /// The same, as it was said last.
+    told: Lsn,
+    /// Chunks that are on no page any more.
+    removed: Removed,
+    /// Which store it is, counted.
+    store: u64,
+    /// Which store the entries are of that were taken last.
+    taken_of: u64,
 }
 
 impl fmt::Debug for Rows {
@@ -78,6 +103,10 @@ impl Default for Rows {
             durable: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
+            is_closed: AtomicBool::new(true),
+            desk: Desk::default(),
+            files: ToastFiles::default(),
+            waker: OnceLock::new(),
         }
     }
 }
@@ -88,17 +117,47 @@ impl Rows {
         let mut queues = self.lock();
         let taken = Lsn(applied.load(Ordering::SeqCst));
         let sources = (0..sources).map(|_| VecDeque::new()).collect();
-        *queues = Queues { sources, applied: Some(applied), taken };
+        let (store, taken_of) = (queues.store + 1, queues.taken_of);
+        let removed = Removed::default();
+        *queues = Queues {
+            sources,
+            applied: Some(applied),
+            taken,
+            told: taken,
+            removed,
+            store,
+            taken_of,
+        };
         self.queued.store(0, Ordering::SeqCst);
+        self.is_closed.store(false, Ordering::SeqCst);
+        self.files.forget_created();
+        self.desk.set_store(Some(store));
     }
 
-    /// Adds entries of one source, behind those it has put before.
-    pub(crate) fn put(&self, source: usize, entries: Vec<u8>) {
-        if entries.is_empty() || self.abandoned.load(Ordering::Relaxed) {
+    /// The store is gone: no question is answered any more, and nothing waited for.
+    pub(crate) fn end(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.desk.set_store(None);
+        let _queues = self.lock(); // not between somebody's look and wait
+        self.changed.notify_all();
+    }
+
+    /// Adds entries of one source, behind those it has put before, and chunks that it has taken off
+    /// their pages.
+    pub(crate) fn put(&self, source: usize, entries: Vec<u8>, removed: Vec<u8>) {
+        let bytes = entries.len() + removed.len();
+        if bytes == 0 || self.abandoned.load(Ordering::Relaxed) {
             return;
         }
-        self.queued.fetch_add(entries.len(), Ordering::SeqCst);
-        self.lock().sources[source].push_back(entries);
+        self.queued.fetch_add(bytes, Ordering::SeqCst);
+        let mut queues = self.lock();
+        if !entries.is_empty() {
+            queues.sources[source].push_back(entries);
+        }
+        if !removed.is_empty() {
+            queues.removed.put(removed);
+        }
+        drop(queues);
         self.changed.notify_all();
     }
 
@@ -108,26 +167,39 @@ impl Rows {
             || self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Waits a moment for room.
-    pub(crate) fn wait_for_room(&self) {
+    /// Waits until something has changed, or a moment.
+    pub(crate) fn wait_a_moment(&self) {
         let queues = self.lock();
-        if !self.has_room() {
-            drop(self.changed.wait_timeout(queues, LOOK_INTERVAL));
-        }
+        drop(self.changed.wait_timeout(queues, LOOK_INTERVAL));
     }
 
-    /// Waits until all rows before `redo` are durable, or nobody takes them.
-    pub(crate) fn wait_durable(&self, redo: Lsn) {
-        self.wanted.fetch_max(redo.0, Ordering::SeqCst);
-        self.changed.notify_all();
+    /// Waits until all rows before `redo` are durable, or nobody takes them; `false` if the store is
+    /// gone before.
+    pub(crate) fn wait_durable(&self, redo: Lsn) -> bool {
+        self.want_durable(redo);
         let mut queues = self.lock();
-        while self.durable.load(Ordering::SeqCst) < redo.0 && !self.abandoned.load(Ordering::SeqCst)
-        {
+        while !self.is_durable(redo) {
+            if self.is_closed.load(Ordering::SeqCst) {
+                return false;
+            }
             queues = match self.changed.wait_timeout(queues, Duration::from_millis(100)) {
                 Ok((queues, _)) => queues,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+        true
+    }
+
+    /// Somebody is going to wait until all rows before `lsn` are durable.
+    pub(crate) fn want_durable(&self, lsn: Lsn) {
+        self.wanted.fetch_max(lsn.0, Ordering::SeqCst);
+        let _queues = self.lock();
+        self.changed.notify_all();
+    }
+
+    /// Whether all rows before `lsn` are durable, or nobody takes them.
+    pub(crate) fn is_durable(&self, lsn: Lsn) -> bool {
+        self.durable.load(Ordering::SeqCst) >= lsn.0 || self.abandoned.load(Ordering::SeqCst)
     }
 
     /// Whether somebody waits until more rows are durable.
@@ -136,7 +208,9 @@ impl Rows {
         self.durable.load(Ordering::SeqCst) < self.wanted.load(Ordering::SeqCst)
     }
 
-    /// All rows before this position are durable where they were brought to.
+    /// All rows before this position are durable where they were brought to, with all that they need:
+    /// no TOAST value of theirs will be asked for, even after a crash. Files of TOAST relations wait
+    /// for that before they go.
     pub fn set_durable(&self, lsn: Lsn) {
         self.durable.fetch_max(lsn.0, Ordering::SeqCst);
         let _queues = self.lock(); // not between somebody's look and wait
@@ -148,8 +222,83 @@ impl Rows {
         self.abandoned.store(true, Ordering::SeqCst);
         let mut queues = self.lock();
         queues.sources.iter_mut().for_each(VecDeque::clear);
+        queues.removed.clear();
         self.queued.store(0, Ordering::SeqCst);
         self.changed.notify_all();
+    }
+
+    /// Asks the store for the chunks of TOAST values, and waits for the answers, one for each request, as
+    /// of one position between two records, behind all that was [taken](Self::take). To be called by the
+    /// one thread that takes rows; each call waits until the workers have done what is under way, so ask
+    /// for many values at once.
+    ///
+    /// Nothing if there will be no answer: the store that the rows are of is gone, or has failed, or
+    /// `stop` says so. Then nothing of what was taken is complete, and it will be replayed again.
+    ///
+    /// Chunks that are not found were taken off their pages by a record behind: see
+    /// [`find_removed`](Self::find_removed).
+    pub fn ask(
+        &self,
+        requests: Vec<ToastRequest>,
+        stop: impl Fn() -> bool,
+    ) -> Option<Vec<ToastAnswer>> {
+        let store = self.lock().taken_of;
+        let remind = || {
+            self.changed.notify_all();
+            if let Some(waker) = self.waker.get() {
+                waker();
+            }
+        };
+        self.desk.ask(store, requests, remind, || stop() || self.abandoned.load(Ordering::SeqCst))
+    }
+
+    /// The chunks of a TOAST value, as in [`ToastAnswer`], that records behind the rows that are
+    /// [done](Self::set_done) have taken off their pages. To be called after [`ask`](Self::ask): what is
+    /// in neither of both is not there.
+    #[must_use]
+    pub fn find_removed(&self, heap: RelFileLocator, value: u32) -> Vec<Vec<u8>> {
+        self.lock().removed.find(heap, value)
+    }
+
+    /// Nobody will ask for a TOAST value that a row before this position needs. To be called after each
+    /// [`take`](Self::take), when the rows have what they need: what was kept for them counts as queued.
+    pub fn set_done(&self, lsn: Lsn) {
+        let mut queues = self.lock();
+        let bytes = queues.removed.forget_before(lsn);
+        if bytes > 0 {
+            self.queued.fetch_sub(bytes, Ordering::SeqCst);
+            drop(queues);
+            self.changed.notify_all();
+        }
+    }
+
+    /// These files of a database, or shared ones (0), are of TOAST relations or their indexes: what leaves
+    /// their pages is kept, and they do not go as long as somebody may ask for what is in them.
+    ///
+    /// A relation that was created since the store was opened counts as one until this or
+    /// [`set_not_toast`](Self::set_not_toast) tells what it is: whoever tells is behind. Of all others it
+    /// must be told before the first record is replayed whose rows are of interest.
+    pub fn set_toast(&self, database: u32, files: &[u32]) {
+        self.files.tell_toast(database, files);
+    }
+
+    /// These are not.
+    pub fn set_not_toast(&self, database: u32, files: &[u32]) {
+        self.files.tell_other(database, files);
+    }
+
+    /// Calls this when somebody asks, so that whoever has the store does not sleep:
+    /// [`Store::serve_rows`](crate::Store::serve_rows). Only the first call counts.
+    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        let _ = self.waker.set(Box::new(waker));
+    }
+
+    pub(crate) const fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub(crate) const fn files(&self) -> &ToastFiles {
+        &self.files
     }
 
     /// Adds to `merged` the entries up to where all is applied, in WAL order, at most about
@@ -158,23 +307,30 @@ impl Rows {
     pub fn take(&self, merged: &mut Vec<u8>, bytes_max: usize, patience: Duration) -> Lsn {
         let deadline = Instant::now() + patience;
         let mut queues = self.lock();
+        queues.taken_of = queues.store;
+        let begun = merged.len();
         loop {
             // Looked at under the lock and before the queues: see above.
             let applied = queues.applied.as_ref().map(|applied| applied.load(Ordering::SeqCst));
             let applied = Lsn(applied.unwrap_or_default());
             if applied > queues.taken {
-                let begun = merged.len();
                 let before = queues.bytes();
                 let end = queues.merge(applied, merged, begun.saturating_add(bytes_max));
                 queues.taken = end;
                 self.queued.fetch_sub(before - queues.bytes(), Ordering::SeqCst);
                 if merged.len() > begun {
                     self.changed.notify_all();
+                    queues.told = end;
                     return end;
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // Somebody waits for the position, also if there is no row before it; or for room, and
+            // there is none because of what is kept until this is done.
+            let is_wanted = self.durable_is_wanted() && !self.is_durable(queues.taken);
+            let is_full = queues.taken > queues.told && !self.has_room();
+            if left.is_zero() || is_wanted || is_full {
+                queues.told = queues.taken;
                 return queues.taken;
             }
             let is_empty = queues.sources.iter().all(VecDeque::is_empty);
@@ -192,6 +348,7 @@ impl Rows {
 }
 
 impl Queues {
+    /// What is queued of rows.
     fn bytes(&self) -> usize {
         self.sources.iter().flatten().map(Vec::len).sum()
     }
@@ -313,10 +470,18 @@ mod tests {
         use EntryKind::{Inserted, Record, UpdatedFrom, UpdatedTo};
         let (rows, applied) = (Rows::default(), Arc::new(AtomicU64::new(10)));
         rows.begin(3, Arc::clone(&applied));
-        rows.put(0, entries(&[(10, 0, Inserted), (30, 0, UpdatedTo), (60, 0, Inserted)]));
-        rows.put(1, entries(&[(20, 0, Inserted), (20, 1, Inserted), (30, 0, UpdatedFrom)]));
-        rows.put(1, entries(&[(50, 0, Inserted)]));
-        rows.put(2, entries(&[(40, 0, Record)]));
+        rows.put(
+            0,
+            entries(&[(10, 0, Inserted), (30, 0, UpdatedTo), (60, 0, Inserted)]),
+            Vec::new(),
+        );
+        rows.put(
+            1,
+            entries(&[(20, 0, Inserted), (20, 1, Inserted), (30, 0, UpdatedFrom)]),
+            Vec::new(),
+        );
+        rows.put(1, entries(&[(50, 0, Inserted)]), Vec::new());
+        rows.put(2, entries(&[(40, 0, Record)]), Vec::new());
         let mut merged = Vec::new();
         assert_eq!(rows.take(&mut merged, 1 << 20, Duration::ZERO), Lsn(10));
         assert!(merged.is_empty(), "nothing is applied yet");
@@ -359,8 +524,8 @@ mod tests {
         use EntryKind::{UpdatedFrom, UpdatedTo};
         let (rows, applied) = (Rows::default(), Arc::new(AtomicU64::new(0)));
         rows.begin(2, Arc::clone(&applied));
-        rows.put(0, entries(&[(30, 0, UpdatedTo), (40, 0, UpdatedTo)]));
-        rows.put(1, entries(&[(30, 0, UpdatedFrom), (40, 0, UpdatedFrom)]));
+        rows.put(0, entries(&[(30, 0, UpdatedTo), (40, 0, UpdatedTo)]), Vec::new());
+        rows.put(1, entries(&[(30, 0, UpdatedFrom), (40, 0, UpdatedFrom)]), Vec::new());
         applied.store(50, Ordering::SeqCst);
         let mut merged = Vec::new();
         assert_eq!(rows.take(&mut merged, 1, Duration::ZERO), Lsn(40));

@@ -225,6 +225,16 @@ impl Store {
         Ok(())
     }
 
+    /// Answers whoever takes rows if he [asks](crate::Rows::ask) for TOAST values. To be called now and then
+    /// between records, and when there is nothing to replay; the store itself does while it waits for
+    /// him. Next to nothing if nobody asks.
+    ///
+    /// # Errors
+    /// [`ReplayError`] if a thread of the store is gone.
+    pub fn serve_rows(&mut self) -> Result<(), ReplayError> {
+        self.dispatcher.serve_rows()
+    }
+
     /// Gives the store's threads something to do beside their own work. Only the first call counts.
     pub fn set_side_work(&self, work: Arc<dyn SideWork>) {
         self.dispatcher.workers().set_side_work(work);

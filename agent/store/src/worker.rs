@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender};
 use walfmt::relation::{BlockNumber, PageId};
 use walfmt::{ForkNumber, Lsn, Record};
 use walfmt_physical::{
-    PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page, write_rows,
+    Page, PageChange, PageNeed, RedoContext, freespace, likely_item, redo_page, write_rows,
 };
 
 use crate::batch::{Batch, RecordBuffer, Task};
@@ -29,6 +29,7 @@ use crate::crew::{Crew, Member};
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
 use crate::relations::ForkId;
+use crate::removals::Removals;
 use crate::rows::{Rows, put_in_order};
 use crate::shared::{Failure, Shared};
 use crate::verify::{BrokenRule, verify};
@@ -70,7 +71,12 @@ pub(crate) enum Message {
     /// Write all pages that are changed by now, but go on with what follows meanwhile. Then
     /// answer whether it was done.
     WriteBack(Sender<bool>),
+    /// Answer with a copy of the page.
+    Read(PageKey, Sender<PageCopy>),
 }
+
+/// A page, if it is there and can be read.
+pub(crate) type PageCopy = (PageKey, Option<Box<Page>>);
 
 /// Pages that are going to be removed.
 pub(crate) enum Doomed {
@@ -127,7 +133,7 @@ pub(crate) struct WorkerParts {
 }
 
 pub(crate) struct Worker {
-    parts: WorkerParts,
+    pub(crate) parts: WorkerParts,
     write_back: WriteBack,
     restart_point: Option<WritingRestartPoint>,
     /// How many workers have met the marker of the restart point at hand, or of the next one.
@@ -143,6 +149,7 @@ pub(crate) struct Worker {
     images_verified: u64,
     /// The rows that were changed in the batch at hand.
     row_entries: Vec<u8>,
+    pub(crate) removals: Removals,
 }
 
 struct WritingRestartPoint {
@@ -180,6 +187,7 @@ impl Worker {
             reached: Lsn::INVALID,
             images_verified: 0,
             row_entries: Vec::new(),
+            removals: Removals::default(),
             parts,
         }
     }
@@ -206,6 +214,9 @@ impl Worker {
                     let _ = answer.send(self.reached);
                 }
                 Some(Message::WriteBack(answer)) => self.begin_restart_point(answer),
+                Some(Message::Read(key, answer)) => {
+                    let _ = answer.send((key, self.copy_page(key))); // or nobody waits any more
+                }
             }
             self.continue_restart_point(WRITE_BACK_STEP_PAGES);
             if is_much {
@@ -217,11 +228,15 @@ impl Worker {
     fn apply(&mut self, batch: Batch) {
         let Batch { records, mut tasks, context, end } = batch;
         self.parts.context = context;
+        if let Some(rows) = &self.parts.rows {
+            self.removals.begin_batch(rows.files());
+        }
         let applied = self.apply_tasks(&records, &tasks);
         drop(records); // before the answer: the dispatcher uses the buffer again
         self.send_notes();
         if let Some(rows) = &self.parts.rows {
-            rows.put(self.parts.number, std::mem::take(&mut self.row_entries));
+            let removed = self.removals.take();
+            rows.put(self.parts.number, std::mem::take(&mut self.row_entries), removed);
         }
         self.parts.shared.count_verified(std::mem::take(&mut self.images_verified));
         match applied {
@@ -269,10 +284,21 @@ impl Worker {
         hint: Option<Hint>,
     ) -> Result<(), PageFault> {
         let key = task.page_key();
+        let watched = self.removals.are_watched() && self.is_removal(record, task);
         let slot = match self.parts.cache.find_near(key, hint) {
-            Some(slot) => slot,
+            Some(slot) => {
+                if watched {
+                    self.removals.remember(self.parts.cache.raw_page(key));
+                }
+                slot
+            }
             None => match self.bring(key, task.need, task.extends)? {
-                Some(slot) => slot,
+                Some(slot) => {
+                    if watched {
+                        self.remember_from_file(record, task)?;
+                    }
+                    slot
+                }
                 None => return Ok(()),
             },
         };
@@ -286,6 +312,9 @@ impl Worker {
         let (page, loose) = self.parts.cache.loose_page_mut(slot);
         let outcome = redo_page(record, task.change, page_id, page, loose, &self.parts.context)
             .map_err(|source| PageFault::Redo { page: page_id, source })?;
+        if watched && outcome.changed() {
+            self.removals.compare(record, task.change, self.parts.cache.raw_page(key));
+        }
         if self.parts.rows.is_some() {
             let page = self.parts.cache.page_mut(slot);
             write_rows(record, task.change, page, &outcome, &mut self.row_entries)

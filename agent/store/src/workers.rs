@@ -10,15 +10,15 @@ use walfmt::Lsn;
 use walfmt_physical::RedoContext;
 
 use crate::batch::{Batch, Task};
-use crate::cache::PageCache;
+use crate::cache::{PageCache, PageKey};
 use crate::crew::{Crew, SideWork, WorkerGone};
-use crate::files::Files;
+use crate::files::{Files, owner_of};
 use crate::layout::Layout;
 use crate::relations::Names;
 use crate::rows::Rows;
 use crate::shared::Shared;
 use crate::verify::BrokenRule;
-use crate::worker::{Doomed, Message, Worker, WorkerParts};
+use crate::worker::{Doomed, Message, PageCopy, Worker, WorkerParts};
 
 pub(crate) struct Workers {
     crew: Arc<Crew>,
@@ -101,18 +101,35 @@ impl Workers {
     /// The next message, which comes when some work is done: helps with that meanwhile.
     pub(crate) fn wait<T>(&self, messages: &Receiver<T>) -> Result<T, ThreadGone> {
         loop {
-            match messages.try_recv() {
-                Ok(message) => return Ok(message),
-                Err(TryRecvError::Disconnected) => return Err(ThreadGone),
-                Err(TryRecvError::Empty) if self.help() => continue,
-                Err(TryRecvError::Empty) => {}
-            }
-            match messages.recv_timeout(Duration::from_secs(1)) {
-                Ok(message) => return Ok(message),
-                Err(RecvTimeoutError::Timeout) if !self.crew.has_panicked() => {}
-                Err(_) => return Err(ThreadGone),
+            if let Some(message) = self.wait_at_most(messages, Duration::from_secs(1))? {
+                return Ok(message);
             }
         }
+    }
+
+    /// The same for who has something else to look at now and then: nothing if none has come for
+    /// `patience`, or there was something to help with.
+    pub(crate) fn wait_at_most<T>(
+        &self,
+        messages: &Receiver<T>,
+        patience: Duration,
+    ) -> Result<Option<T>, ThreadGone> {
+        match messages.try_recv() {
+            Ok(message) => return Ok(Some(message)),
+            Err(TryRecvError::Disconnected) => return Err(ThreadGone),
+            Err(TryRecvError::Empty) if self.help() => return Ok(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        match messages.recv_timeout(patience) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) if !self.crew.has_panicked() => Ok(None),
+            Err(_) => Err(ThreadGone),
+        }
+    }
+
+    /// Whether a worker will never do what it was told.
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.crew.has_panicked()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -177,6 +194,17 @@ impl Workers {
         let (answer, answers) = unbounded();
         for worker in 0..self.count() {
             self.send(worker, Message::WriteBack(answer.clone()))?;
+        }
+        Ok(answers)
+    }
+
+    /// Has the pages' owners copy them, as they are when all they were told is done. Each answers once,
+    /// with nothing for a page that is not there or cannot be read.
+    pub(crate) fn read(&self, keys: &[PageKey]) -> Result<Receiver<PageCopy>, ThreadGone> {
+        let (answer, answers) = unbounded();
+        for key in keys {
+            let owner = owner_of(key.fork, key.block, self.count());
+            self.send(owner, Message::Read(*key, answer.clone()))?;
         }
         Ok(answers)
     }

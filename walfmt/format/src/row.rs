@@ -65,18 +65,21 @@ pub enum EntryKind {
     /// the transactions that had not ended, 4 bytes each; their rows are not complete. Its database is
     /// 0 for all of them.
     Begin = 9,
+    /// Where a catalog's rows are: the block is its OID, the relation its file number; for catalogs
+    /// that a relation map has, as loaded.
+    Mapped = 10,
     /// The database begins anew: what was known of it is forgotten, what it has is loaded next.
     Database = 11,
     /// A chunk of a long value that the transaction's last update has left alone: its relation is the
     /// OID of the TOAST relation.
     Chunk = 12,
-    /// Where a catalog's rows are: the block is its OID, the relation its file number; for catalogs
-    /// that a relation map has, as loaded.
-    Mapped = 10,
+    /// A chunk of a TOAST value that the record takes off its page: whoever still needs the value has it
+    /// from here. Not part of what happened.
+    Removed = 13,
 }
 
 impl EntryKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::UpdatedFrom,
         Self::UpdatedTo,
         Self::Inserted,
@@ -90,6 +93,7 @@ impl EntryKind {
         Self::Mapped,
         Self::Database,
         Self::Chunk,
+        Self::Removed,
     ];
 }
 

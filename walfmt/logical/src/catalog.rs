@@ -35,6 +35,8 @@ use crate::value::{Align, Kind, Type};
 
 /// The first OID that no catalog has (`FirstUnpinnedObjectId`).
 const FIRST_UNPINNED_OID: u32 = 12000;
+/// `PG_TOAST_NAMESPACE`: TOAST relations and their indexes.
+const PG_TOAST_NAMESPACE: u32 = 99;
 /// A domain over a domain, or an array of arrays, no deeper than this.
 const TYPE_DEPTH_MAX: usize = 32;
 /// `array_subscript_handler`: what makes a type with elements an array.
@@ -77,7 +79,8 @@ pub(crate) struct Catalogs {
     changes: VecDeque<Lsn>,
     /// Whether somebody asks for the next.
     notes_files: bool,
-    /// Files that classes were given since this was last asked, and whether they are TOAST relations'.
+    /// Files that classes were given since this was last asked, and whether they are of TOAST relations or
+    /// their indexes.
     new_files: Vec<(u32, u32, bool)>,
     /// How many there were before these.
     changes_before: u64,
@@ -244,7 +247,7 @@ impl Catalogs {
                 let row = self.columns.class(tuple)?;
                 let (oid, file) = (row.oid, (db, row.filenode));
                 if self.notes_files && created.is_some() && row.filenode != 0 {
-                    self.new_files.push((file.0, file.1, row.kind == b't'));
+                    self.new_files.push((file.0, file.1, row.namespace == PG_TOAST_NAMESPACE));
                 }
                 if created.is_some() && row.filenode != 0 {
                     let classes = self.files.entry(file).or_default();
@@ -594,7 +597,7 @@ impl Catalogs {
     }
 
     /// The files that classes were given since this was last asked: database and file number, and whether
-    /// it is a TOAST relation's.
+    /// it is of a TOAST relation or its index.
     pub(crate) fn take_new_files(&mut self) -> Vec<(u32, u32, bool)> {
         std::mem::take(&mut self.new_files)
     }

@@ -234,7 +234,7 @@ impl Decoder {
     }
 
     /// The files that relations were given since this was last asked: database and file number, and
-    /// whether it is a TOAST relation's.
+    /// whether it is of a TOAST relation or its index.
     pub fn take_new_files(&mut self) -> Vec<(u32, u32, bool)> {
         self.catalogs.take_new_files()
     }
@@ -280,6 +280,7 @@ impl Decoder {
                 Ok(())
             }
             EntryKind::Record => self.record(entry, place, source, sink),
+            EntryKind::Removed => Ok(()),
             _ => self.row(entry, place),
         }
     }

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod btree;
+pub mod btree_search;
 mod clog;
 mod commit_ts;
 mod database;
@@ -46,6 +47,7 @@ mod rows;
 mod sequence;
 mod smgr;
 mod tablespace;
+pub mod toast;
 pub mod visibilitymap;
 mod xact;
 mod xlog;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use walferry_store::{ReplayError, Store};
+use walferry_store::{ReplayError, Rows, Store};
 use walfmt::relation::{DatabaseLocator, GLOBAL_TABLESPACE, RelFileLocator};
 use walfmt::rmgr::{RmgrId, database, xact};
 use walfmt::row::{Entry, EntryKind, flags};
@@ -142,6 +142,7 @@ impl Watch {
         raw: &RawRecord<'_>,
         version: &'static Version,
         store: &mut Store,
+        rows: &Rows,
     ) -> Result<(), Trouble> {
         let is_database = raw.header.rmgr == RmgrId::DATABASE;
         if !is_database && (self.made.is_empty() || raw.header.rmgr != RmgrId::XACT) {
@@ -169,6 +170,7 @@ impl Watch {
                     begin.write(&mut loading.entries);
                     loading.database(directory)?;
                     let entries = loading.entries;
+                    super::tell_files(&entries, version, rows)?;
                     store.put_rows(&entries);
                 }
             }

@@ -13,6 +13,7 @@
 //! A pointer is found by its bytes, not by the table's columns: that something else looks like one costs
 //! a look in vain.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use walferry_store::{Rows, ToastRequest};
@@ -42,16 +43,16 @@ type Value = (u32, u32, u32);
 
 /// Adds to entries the chunks of values that updates have left alone. Nothing if the store is gone before
 /// it could be asked; `unknown` counts the values that are nowhere.
-pub(super) fn complete(
-    entries: &[u8],
+pub(super) fn complete<'a>(
+    entries: &'a [u8],
     catalogs: &Decoder,
     rows: &Rows,
     stop: impl Fn() -> bool,
     unknown: &mut u64,
-) -> Result<Option<Vec<u8>>, Trouble> {
+) -> Result<Option<Cow<'a, [u8]>>, Trouble> {
     let (needs, values) = needed(entries, catalogs)?;
     if needs.is_empty() {
-        return Ok(Some(entries.to_vec()));
+        return Ok(Some(Cow::Borrowed(entries)));
     }
     let requests = values.iter().map(|(value, (_, heap, index))| ToastRequest {
         heap: *heap,
@@ -61,7 +62,7 @@ pub(super) fn complete(
     let Some(answers) = rows.ask(requests.collect(), stop) else { return Ok(None) };
     let mut chunks = BTreeMap::new();
     for ((value, (pointer, heap, _)), answer) in values.iter().zip(answers) {
-        let mut found = answer;
+        let mut found = answer.chunks;
         if !is_whole(pointer, &found) {
             found.extend(rows.find_removed(*heap, value.2));
         }
@@ -93,7 +94,7 @@ pub(super) fn complete(
         }
     }
     whole.extend_from_slice(&entries[done..]);
-    Ok(Some(whole))
+    Ok(Some(Cow::Owned(whole)))
 }
 
 type Values = BTreeMap<Value, (ToastPointer, RelFileLocator, RelFileLocator)>;

@@ -20,6 +20,7 @@ use crate::files::owner_of;
 use crate::layout::Layout;
 use crate::relations::ForkId;
 use crate::restart_point::{RestartPoint, end_backup};
+use crate::toast::ToastFiles;
 use crate::worker::Doomed;
 use crate::workers::ThreadGone;
 use crate::{databases, mappings, relation_maps, tablespaces};
@@ -120,6 +121,9 @@ impl Routing<'_> {
         let mut numbers = self.dispatcher.relations.known(&locators);
         numbers.sort_unstable();
         self.forget(Doomed::Relations(numbers))?;
+        if let Some(files) = self.toast_files() {
+            files.numbers_changed();
+        }
         for locator in locators {
             self.dispatcher.relations.forget(locator);
         }
@@ -135,6 +139,30 @@ impl Routing<'_> {
             self.dispatcher.check()?;
         }
         Ok(())
+    }
+
+    /// Waits until nobody asks for TOAST values that rows before this record need, if files of these
+    /// relations are to go or become shorter and some may hold values. Others go at once.
+    fn wait_for_rows(
+        &mut self,
+        hold_values: impl FnOnce(&ToastFiles) -> bool,
+    ) -> Result<(), ReplayError> {
+        let Some(rows) = &self.dispatcher.rows else { return Ok(()) };
+        if !hold_values(rows.rows.files()) {
+            return Ok(());
+        }
+        self.before_file_action()?;
+        let at = self.dispatcher.dispatched;
+        let waited = self.dispatcher.wait_rows_durable(at);
+        waited.map_err(|ThreadGone| ReplayError::ThreadGone)?;
+        if self.dispatcher.shared.has_failed() {
+            self.dispatcher.check()?;
+        }
+        Ok(())
+    }
+
+    fn toast_files(&self) -> Option<&ToastFiles> {
+        self.dispatcher.rows.as_ref().map(|rows| rows.rows.files())
     }
 
     fn checkpoint(
@@ -245,11 +273,19 @@ impl PageAccess for Routing<'_> {
 
     fn create_fork(&mut self, fork: RelFork) -> Result<(), ReplayError> {
         let id = self.intern(fork)?;
+        if fork.fork == ForkNumber::Main
+            && let Some(files) = self.toast_files()
+        {
+            files.created(fork.locator);
+        }
         self.dispatcher.relations.create(id, fork).map_err(self.file_error())
     }
 
     fn truncate_fork(&mut self, fork: RelFork, blocks: BlockNumber) -> Result<(), ReplayError> {
         let id = self.intern(fork)?;
+        if fork.fork == ForkNumber::Main {
+            self.wait_for_rows(|files| files.holds_any(&[fork.locator]))?;
+        }
         self.forget(Doomed::Tail { fork: id, blocks })?;
         self.dispatcher.relations.truncate(id, fork, blocks).map_err(self.file_error())?;
         self.dispatcher.shared.invalid_pages.forget_truncated(fork, blocks);
@@ -264,9 +300,13 @@ impl PageAccess for Routing<'_> {
         if let Some(elsewhere) = locators.iter().find(|locator| !Layout::holds(**locator)) {
             return Err(self.refused(Refusal::Place(*elsewhere)));
         }
+        self.wait_for_rows(|files| files.holds_any(&locators))?;
         let mut numbers = self.dispatcher.relations.known(&locators);
         numbers.sort_unstable();
         self.forget(Doomed::Relations(numbers))?;
+        if let Some(files) = self.toast_files() {
+            files.dropped(&locators);
+        }
         for locator in locators {
             self.dispatcher.relations.remove(locator).map_err(self.file_error())?;
             self.dispatcher.shared.invalid_pages.forget_dropped(locator);
@@ -307,6 +347,8 @@ impl PageAccess for Routing<'_> {
         directories: &mut dyn Iterator<Item = DatabaseLocator>,
     ) -> Result<(), ReplayError> {
         let directories: Vec<_> = directories.collect();
+        let databases = || directories.iter().map(|directory| directory.database);
+        self.wait_for_rows(|files| databases().any(|database| files.holds_database(database)))?;
         self.forget_directories(&directories)?;
         for directory in directories {
             databases::remove(&self.dispatcher.layout, directory).map_err(self.file_error())?;
@@ -329,6 +371,7 @@ impl PageAccess for Routing<'_> {
     }
 
     fn drop_tablespace(&mut self, tablespace: u32) -> Result<(), ReplayError> {
+        self.wait_for_rows(|files| !files.is_empty())?;
         self.settle()?;
         tablespaces::remove(&self.dispatcher.layout, tablespace).map_err(self.file_error())
     }

@@ -180,7 +180,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 | EntryKind::Begin
                 | EntryKind::Mapped
                 | EntryKind::Database
-                | EntryKind::Chunk => {
+                | EntryKind::Chunk
+                | EntryKind::Removed => {
                     return Err(DecodeError::Lost { at: entry.start, locator: entry.locator });
                 }
             }
