@@ -36,6 +36,8 @@ pub struct Event<'a> {
     pub commit_time: i64,
     /// What.
     pub body: Body<'a>,
+    /// Transaction and commit as JSON: the same for each of its events, so it is written once.
+    pub(crate) json_common: &'a [u8],
 }
 
 /// What happened.
