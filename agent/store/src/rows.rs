@@ -128,8 +128,7 @@ impl Rows {
         self.wanted.fetch_max(redo.0, Ordering::SeqCst);
         self.changed.notify_all();
         let mut queues = self.lock();
-        while self.durable.load(Ordering::SeqCst) < redo.0
-            && !self.abandoned.load(Ordering::SeqCst)
+        while self.durable.load(Ordering::SeqCst) < redo.0 && !self.abandoned.load(Ordering::SeqCst)
         {
             queues = match self.changed.wait_timeout(queues, Duration::from_millis(100)) {
                 Ok((queues, _)) => queues,

@@ -24,10 +24,8 @@ use walfmt::rmgr::relmap::RelationMap;
 use walfmt::row::{Entry, EntryKind, flags};
 use walfmt::{Lsn, RelFileLocator, TransactionId, Version};
 
-pub use self::rows::{
-    CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE,
-};
 pub(crate) use self::rows::AttributeRow;
+pub use self::rows::{CATALOGS, CatalogError, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE};
 use self::rows::{Class, Columns, DatabaseRow, EnumRow, IndexRow, NamespaceRow, TypeRow};
 use self::rows::{PG_ENUM, PG_INDEX, PG_NAMESPACE, PG_TYPE};
 pub(crate) use self::versions::View;
@@ -197,12 +195,20 @@ impl Catalogs {
                 }
                 Ok(())
             }
-            EntryKind::UpdatedFrom | EntryKind::Deleted => {
-                self.learn(catalog, database, (&tuple, entry.contents), None, Some(pending(entry.xid)))
-            }
-            EntryKind::Inserted | EntryKind::UpdatedTo => {
-                self.learn(catalog, database, (&tuple, entry.contents), Some(pending(entry.xid)), None)
-            }
+            EntryKind::UpdatedFrom | EntryKind::Deleted => self.learn(
+                catalog,
+                database,
+                (&tuple, entry.contents),
+                None,
+                Some(pending(entry.xid)),
+            ),
+            EntryKind::Inserted | EntryKind::UpdatedTo => self.learn(
+                catalog,
+                database,
+                (&tuple, entry.contents),
+                Some(pending(entry.xid)),
+                None,
+            ),
             _ => Ok(()),
         }
     }
@@ -249,7 +255,13 @@ impl Catalogs {
                 if number <= 0 {
                     return Ok(()); // system columns
                 }
-                apply(&mut self.attributes, (db, relation, number), (row, contents), created, deleted);
+                apply(
+                    &mut self.attributes,
+                    (db, relation, number),
+                    (row, contents),
+                    created,
+                    deleted,
+                );
                 Key::Attribute(db, relation, number)
             }
             PG_TYPE => {
@@ -362,8 +374,9 @@ impl Catalogs {
             self.changes.pop_front();
             self.changes_before += 1;
         }
-        let Self { classes, attributes, types, enums, namespaces, indexes, databases, files, .. } =
-            self;
+        let Self {
+            classes, attributes, types, enums, namespaces, indexes, databases, files, ..
+        } = self;
         self.dying.retain(|key| match *key {
             Key::Class(db, oid) => {
                 let mut freed = Vec::new();
@@ -442,9 +455,9 @@ impl Catalogs {
     pub(crate) fn is_own_file(&self, locator: RelFileLocator, view: View<'_>) -> bool {
         let (db, file) = (locator.database, locator.relation);
         let classes = self.files.get(&(db, file)).into_iter().flatten();
-        classes.into_iter().any(|oid| {
-            self.classes.is_own((db, *oid), view, |class| class.filenode == file)
-        })
+        classes
+            .into_iter()
+            .any(|oid| self.classes.is_own((db, *oid), view, |class| class.filenode == file))
     }
 
     /// Both versions of a row of `pg_class`, if it is a table whose file was replaced by an empty one:

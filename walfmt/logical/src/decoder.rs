@@ -326,11 +326,7 @@ impl Decoder {
         open
     }
 
-    fn observe<S, K>(
-        &mut self,
-        catalog: u32,
-        entry: &Entry<'_>,
-    ) -> Result<(), DecodeError<S, K>> {
+    fn observe<S, K>(&mut self, catalog: u32, entry: &Entry<'_>) -> Result<(), DecodeError<S, K>> {
         let observed = self.catalogs.observe(catalog, entry);
         observed.map_err(|source| DecodeError::Catalog { at: entry.start, source })
     }

@@ -218,7 +218,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         }
         self.scratch.new.take(&entry);
         let Some(relation) = self.relation(at, locator)? else { return Ok(()) };
-        let (old, new) = (std::mem::take(&mut self.scratch.old), std::mem::take(&mut self.scratch.new));
+        let (old, new) =
+            (std::mem::take(&mut self.scratch.old), std::mem::take(&mut self.scratch.new));
         let told = self.tell_update(&relation, &old, &new);
         (self.scratch.old, self.scratch.new) = (old, new);
         told
@@ -367,11 +368,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     }
 
     /// The table with this file, if anybody is told of it.
-    fn relation(
-        &mut self,
-        at: Lsn,
-        locator: RelFileLocator,
-    ) -> Found<S, K> {
+    fn relation(&mut self, at: Lsn, locator: RelFileLocator) -> Found<S, K> {
         let relation = self.any_relation(at, locator);
         let relation = relation.ok_or(DecodeError::Relation { at, locator })?;
         Ok(relation.is_told.then_some(relation))
@@ -454,10 +451,7 @@ const fn deleted(row: Row<'_>) -> Body<'_> {
 }
 
 /// What a sequence's tuple says: `last_value`, `log_cnt`, `is_called`.
-pub(super) fn sequence<'a>(
-    relation: &'a Relation,
-    tuple: &[u8],
-) -> Result<Body<'a>, &'static str> {
+pub(super) fn sequence<'a>(relation: &'a Relation, tuple: &[u8]) -> Result<Body<'a>, &'static str> {
     let hoff = usize::from(u8_at(tuple, 22));
     let data = tuple.get(hoff..).filter(|data| data.len() >= 17);
     let data = data.ok_or("a sequence's row is too short")?;
