@@ -296,7 +296,7 @@ mod tests {
         for number in [0, 1, 0xF, 0x10, 0xABCD_EF01, 0x1_0000_0000, 0x1A_2B3C_0000, u64::MAX] {
             let mut out = Vec::new();
             lsn(Lsn(number), &mut out);
-            assert_eq!(String::from_utf8(out).unwrap(), Lsn(number).to_string());
+            assert_eq!(String::from_utf8(out).expect("text"), Lsn(number).to_string());
         }
     }
 
@@ -328,7 +328,7 @@ mod tests {
                 }
             }
             expected.push('"');
-            prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
+            prop_assert_eq!(String::from_utf8(out).expect("text"), expected);
         }
     }
 }
