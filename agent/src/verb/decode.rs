@@ -202,7 +202,7 @@ impl EventSink for Printer {
             let ordinal = event.position.ordinal.saturating_sub(1);
             let position = Position { ordinal, ..event.position };
             let body = Body::Schema(row.relation);
-            write(&Event { position, body, ..*event }, &mut self.buffer)?;
+            write(&event.beside(position, body), &mut self.buffer)?;
         }
         write(event, &mut self.buffer)?;
         if self.buffer.len() >= OUTPUT_BYTES {

@@ -151,6 +151,9 @@ impl Rows {
         }
         self.queued.fetch_add(bytes, Ordering::SeqCst);
         let mut queues = self.lock();
+        // Whoever has seen some looks again soon by itself: waking it for each batch takes more time from
+        // the workers than all else here.
+        let were_empty = queues.are_empty();
         if !entries.is_empty() {
             queues.sources[source].push_back(entries);
         }
@@ -158,7 +161,9 @@ impl Rows {
             queues.removed.put(removed);
         }
         drop(queues);
-        self.changed.notify_all();
+        if were_empty {
+            self.changed.notify_all();
+        }
     }
 
     /// Whether more may be put.
@@ -314,10 +319,9 @@ impl Rows {
             let applied = queues.applied.as_ref().map(|applied| applied.load(Ordering::SeqCst));
             let applied = Lsn(applied.unwrap_or_default());
             if applied > queues.taken {
-                let before = queues.bytes();
                 let end = queues.merge(applied, merged, begun.saturating_add(bytes_max));
                 queues.taken = end;
-                self.queued.fetch_sub(before - queues.bytes(), Ordering::SeqCst);
+                self.queued.fetch_sub(merged.len() - begun, Ordering::SeqCst);
                 if merged.len() > begun {
                     self.changed.notify_all();
                     queues.told = end;
@@ -333,8 +337,7 @@ impl Rows {
                 queues.told = queues.taken;
                 return queues.taken;
             }
-            let is_empty = queues.sources.iter().all(VecDeque::is_empty);
-            let wait = if is_empty { left } else { left.min(LOOK_INTERVAL) };
+            let wait = if queues.are_empty() { left } else { left.min(LOOK_INTERVAL) };
             queues = match self.changed.wait_timeout(queues, wait) {
                 Ok((queues, _)) => queues,
                 Err(poisoned) => poisoned.into_inner().0,
@@ -348,9 +351,8 @@ impl Rows {
 }
 
 impl Queues {
-    /// What is queued of rows.
-    fn bytes(&self) -> usize {
-        self.sources.iter().flatten().map(Vec::len).sum()
+    fn are_empty(&self) -> bool {
+        self.sources.iter().all(VecDeque::is_empty)
     }
 
     /// Moves entries before `end` to `merged`, until it has `bytes_max`. Gives up to where.
@@ -409,15 +411,28 @@ impl<'a> Head<'a> {
         });
     }
 
-    /// Moves the first entry, and those after it that come before `until`.
+    /// Moves the first entry, and those after it that come before `until`: of each buffer in one piece.
     fn move_before(&mut self, until: Order, merged: &mut Vec<u8>, bytes_max: usize) {
-        loop {
-            if let Some(front) = self.queue.front() {
-                let bytes = &front[self.used..];
-                let (_, rest) = Entry::read(bytes).expect("as a worker has written it");
-                let length = bytes.len() - rest.len();
-                merged.extend_from_slice(&bytes[..length]);
-                self.used += length;
+        const WRITTEN: &str = "as a worker has written it";
+        while let Some(front) = self.queue.front() {
+            let bytes = &front[self.used..];
+            let (_, mut rest) = Entry::read(bytes).expect(WRITTEN);
+            let mut stopped_at = None;
+            while !rest.is_empty() {
+                let (entry, behind) = Entry::read(rest).expect(WRITTEN);
+                let is_full = merged.len() + (bytes.len() - rest.len()) >= bytes_max;
+                if entry.order() >= until || is_full {
+                    stopped_at = Some(entry.order());
+                    break;
+                }
+                rest = behind;
+            }
+            let length = bytes.len() - rest.len();
+            merged.extend_from_slice(&bytes[..length]);
+            self.used += length;
+            if stopped_at.is_some() {
+                self.order = stopped_at;
+                return;
             }
             self.look();
             if self.order.is_none_or(|order| order >= until) || merged.len() >= bytes_max {

@@ -30,6 +30,7 @@ use self::rows::{Class, Columns, DatabaseRow, EnumRow, IndexRow, NamespaceRow, T
 use self::rows::{PG_ENUM, PG_INDEX, PG_NAMESPACE, PG_TYPE};
 pub(crate) use self::versions::View;
 use self::versions::{Versions, When};
+use crate::json;
 use crate::relation::{Column, Relation};
 use crate::value::{Align, Kind, Type};
 
@@ -151,16 +152,23 @@ impl Catalogs {
     /// What the rows of a file are.
     #[inline]
     pub(crate) fn role(&mut self, locator: RelFileLocator) -> Role {
+        self.known_role(locator).0
+    }
+
+    /// What the rows of a file are, and whether some class or relation map has named it.
+    #[inline]
+    pub(crate) fn known_role(&mut self, locator: RelFileLocator) -> (Role, bool) {
         let key = (locator.database, locator.relation);
         match self.roles.get(&key) {
-            Some(role) => *role,
+            Some(role) => (*role, true),
             None => {
                 let role = self.find_role(key);
                 // A table that is not known may be known at the next row.
-                if role != Role::Table || self.files.contains_key(&key) {
+                let is_known = role != Role::Table || self.files.contains_key(&key);
+                if is_known {
                     self.roles.insert(key, role);
                 }
-                role
+                (role, is_known)
             }
         }
     }
@@ -513,10 +521,12 @@ impl Catalogs {
         let attributes =
             self.attributes.range((db, class.oid, 1)..=(db, class.oid, i16::MAX), view);
         let columns = attributes.map(|(_, row)| self.column(db, row, view)).collect();
+        let schema: Box<str> = namespace.map_or_else(|| "?".into(), |row| row.name.clone());
         Some(Relation {
+            json_names: json::names(&schema, &class.name),
             database: self.database_name(db, view),
             database_oid: db,
-            schema: namespace.map_or_else(|| "?".into(), |row| row.name.clone()),
+            schema,
             name: class.name.clone(),
             oid: class.oid,
             is_told: matches!(class.kind, b'r' | b'm')
@@ -571,12 +581,6 @@ impl Catalogs {
     pub(crate) fn databases(&self) -> impl Iterator<Item = (u32, u32)> {
         let view = View { at: Lsn(u64::MAX), tree: &[] };
         self.databases.range(.., view).map(|(oid, row)| (oid, row.tablespace))
-    }
-
-    /// Whether some class or relation map has named the file.
-    pub(crate) fn knows(&self, locator: RelFileLocator) -> bool {
-        let key = (locator.database, locator.relation);
-        self.mapped.contains_key(&key) || self.files.contains_key(&key)
     }
 
     /// The files of a TOAST relation and of its index, as they are now.

@@ -23,6 +23,7 @@ use walfmt::{Lsn, Record, RelFileLocator, TransactionId, Version};
 
 use crate::catalog::{CatalogError, Catalogs, PG_CLASS, Role, View};
 use crate::event::{Body, Event, EventSink};
+use crate::json;
 use crate::relation::Relation;
 use crate::tuple::TupleError;
 use crate::value::VarlenaError;
@@ -169,6 +170,7 @@ pub struct Decoder {
     is_watching: bool,
     /// The shapes that were told last, by database and OID.
     told: BTreeMap<(u32, u32), std::sync::Arc<Relation>>,
+    scratch: telling::Scratch,
 }
 
 impl Decoder {
@@ -183,6 +185,7 @@ impl Decoder {
             has_begun: false,
             is_watching: false,
             told: BTreeMap::new(),
+            scratch: telling::Scratch::default(),
         }
     }
 
@@ -286,9 +289,9 @@ impl Decoder {
     }
 
     fn row<S, K>(&mut self, entry: &Entry<'_>, place: Place) -> Result<(), DecodeError<S, K>> {
-        match self.catalogs.role(entry.locator) {
+        let (role, is_known) = self.catalogs.known_role(entry.locator);
+        match role {
             Role::Table => {
-                let is_known = self.catalogs.knows(entry.locator);
                 let is_watching = self.is_watching;
                 let open = self.opened(entry);
                 if !is_watching {
@@ -514,7 +517,8 @@ impl Decoder {
                 tree: &tree,
                 done: &done,
             };
-            transaction.tell(&mut self.catalogs, &mut self.told, source, sink)?;
+            let kept = (&mut self.told, &mut self.scratch);
+            transaction.tell(&mut self.catalogs, kept, source, sink)?;
         }
         if !done.catalogs.is_empty() || tree.iter().any(|xid| self.catalogs.has_touched(*xid)) {
             self.catalogs.commit(&tree, record.start);
@@ -552,6 +556,9 @@ fn tell_alone<S, K: EventSink>(
     sink: &mut K,
 ) -> Result<(), DecodeError<S, K::Error>> {
     let position = Position { commit: at, ordinal: 0 };
-    let event = Event { position, lsn: at, xid, commit_time: 0, body };
+    let mut json_common = Vec::new();
+    json::common(xid, at, 0, &mut json_common);
+    let json_common = &json_common;
+    let event = Event { position, lsn: at, xid, commit_time: 0, body, json_common };
     sink.event(&event).map_err(DecodeError::Sink)
 }

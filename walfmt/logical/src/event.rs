@@ -36,6 +36,17 @@ pub struct Event<'a> {
     pub commit_time: i64,
     /// What.
     pub body: Body<'a>,
+    /// Transaction and commit as JSON: the same for each of its events, so it is written once.
+    pub(crate) json_common: &'a [u8],
+}
+
+impl<'a> Event<'a> {
+    /// Another event of the same record.
+    #[must_use]
+    pub const fn beside(&self, position: Position, body: Body<'a>) -> Self {
+        let Self { lsn, xid, commit_time, json_common, .. } = *self;
+        Self { position, lsn, xid, commit_time, body, json_common }
+    }
 }
 
 /// What happened.

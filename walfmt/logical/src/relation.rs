@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::catalog::AttributeRow;
+use crate::json;
 use crate::tuple::Shape;
 use crate::value::Type;
 
@@ -24,6 +25,8 @@ pub struct Relation {
     pub is_told: bool,
     /// Its columns in their order, dropped ones among them.
     pub columns: Vec<Column>,
+    /// Schema and name as JSON: each row has them.
+    pub(crate) json_names: Box<[u8]>,
 }
 
 /// One column.
@@ -39,12 +42,15 @@ pub struct Column {
     pub is_told: bool,
     /// The value of rows that are older than the column, as an attribute; null, if there is none.
     pub missing: Option<Box<[u8]>>,
+    /// Its name as a key of JSON, up to where the value begins: each row has it.
+    pub(crate) json_key: Box<[u8]>,
 }
 
 impl Column {
     pub(crate) fn new(name: &str, ty: Arc<Type>, shape: Shape, row: &AttributeRow) -> Self {
         let is_told = !row.is_dropped && row.generated != b'v';
-        Self { name: name.into(), ty, shape, is_told, missing: row.missing.clone() }
+        let json_key = json::key(name);
+        Self { name: name.into(), ty, shape, is_told, missing: row.missing.clone(), json_key }
     }
 }
 

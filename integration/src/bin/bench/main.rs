@@ -1,6 +1,7 @@
 //! Speed, as a ratio to PostgreSQL on the same machine, in the same run, on the same WAL.
 //!
-//! `integration/bench.sh ship` is in `ship.rs`. `integration/bench.sh replay` builds and runs it. For each workload a server writes WAL once. Then
+//! `integration/bench.sh ship` is in `ship.rs`, `integration/bench.sh decode` in `decode.rs`.
+//! `integration/bench.sh replay` builds and runs it. For each workload a server writes WAL once. Then
 //! PostgreSQL and walferry replay it in turn, from copies of one base backup:
 //!
 //! ```text
@@ -15,6 +16,7 @@
 //! recovery with `hot_standby = off`, all else is as installed.
 #![forbid(unsafe_code)]
 
+mod decode;
 mod mixed;
 mod ship;
 
@@ -58,6 +60,8 @@ enum What {
     Replay(ReplayArguments),
     /// From the leader to a follower's disk.
     Ship(ship::ShipArguments),
+    /// Row changes.
+    Decode(decode::DecodeArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().what {
         What::Replay(arguments) => replay(&arguments),
         What::Ship(arguments) => ship::ship(&arguments),
+        What::Decode(arguments) => decode::decode(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -378,7 +383,11 @@ impl Material {
     }
 
     fn walferry(&self, scratch: &Scratch, arguments: &ReplayArguments) -> Result<Run> {
-        let mut agent = self.agent(scratch, arguments, &[])?;
+        self.run(self.agent(scratch, arguments, &[])?)
+    }
+
+    /// Lets an agent replay all, and removes what it had.
+    fn run(&self, mut agent: Agent) -> Result<Run> {
         agent.spawn()?;
         let line = self.wait_caught_up(&agent)?;
         let memory = agent.pid().map_or(0, peak_memory);

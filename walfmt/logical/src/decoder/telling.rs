@@ -14,6 +14,7 @@ use walfmt::{Lsn, Record, RelFileLocator, TransactionId};
 use super::{Change, DecodeError, EntrySource, Open, Place, Position, broken};
 use crate::catalog::{Catalogs, View};
 use crate::event::{Body, Event, EventSink, Row};
+use crate::json;
 use crate::relation::Relation;
 use crate::toast::{Chunk, ToastIndex, ToastValues};
 use crate::tuple::{Attribute, TupleError, deform, user_data};
@@ -32,7 +33,7 @@ impl Transaction<'_> {
     pub(super) fn tell<S: EntrySource, K: EventSink>(
         &self,
         catalogs: &mut Catalogs,
-        told: &mut BTreeMap<(u32, u32), Arc<Relation>>,
+        (told, scratch): (&mut BTreeMap<(u32, u32), Arc<Relation>>, &mut Scratch),
         source: &mut S,
         sink: &mut K,
     ) -> Told<S, K> {
@@ -55,14 +56,24 @@ impl Transaction<'_> {
             speculation: None,
             next: 0,
             database: None,
-            old: Kept::default(),
-            new: Kept::default(),
-            old_attributes: Vec::new(),
-            new_attributes: Vec::new(),
-            values: ToastValues::default(),
+            scratch: std::mem::take(scratch),
         };
-        telling.tell_all()
+        telling.tell_all()?;
+        *scratch = telling.scratch;
+        Ok(())
     }
+}
+
+/// What is used again for each row, and for each transaction: most of them are small.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// What is written alike for each event, once something was told.
+    json_common: Vec<u8>,
+    old: Kept,
+    new: Kept,
+    old_attributes: Vec<Attribute>,
+    new_attributes: Vec<Attribute>,
+    values: ToastValues,
 }
 
 struct Telling<'a, S, K> {
@@ -81,16 +92,11 @@ struct Telling<'a, S, K> {
     next: u64,
     /// The database's name, once something was told.
     database: Option<Box<str>>,
-    // Used again for each row.
-    old: Kept,
-    new: Kept,
-    old_attributes: Vec<Attribute>,
-    new_attributes: Vec<Attribute>,
-    values: ToastValues,
+    scratch: Scratch,
 }
 
 /// An entry that outlives the look at the next one.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Kept {
     start: Lsn,
     locator: RelFileLocator,
@@ -140,7 +146,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
             let entry = self.source.entry(change.place).map_err(DecodeError::Source)?;
             match entry.kind {
                 EntryKind::UpdatedFrom => {
-                    self.old.take(&entry);
+                    self.scratch.old.take(&entry);
                     self.update(*change, changes.next().map(|next| next.place))?;
                 }
                 _ if change.is_class => {}
@@ -148,7 +154,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                     self.speculation.get_or_insert_default().take(&entry);
                 }
                 EntryKind::Inserted => {
-                    self.new.take(&entry);
+                    self.scratch.new.take(&entry);
                     self.insert()?;
                 }
                 EntryKind::SpeculationConfirmed => {
@@ -157,7 +163,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                             == (entry.locator, entry.block, entry.item)
                     };
                     if let Some(kept) = self.speculation.take_if(is_it) {
-                        self.new = kept;
+                        self.scratch.new = kept;
                         self.insert()?;
                     }
                 }
@@ -167,11 +173,11 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                     self.speculation.take_if(|kept| (kept.locator, kept.block, kept.item) == at);
                 }
                 EntryKind::Deleted => {
-                    self.old.take(&entry);
+                    self.scratch.old.take(&entry);
                     self.delete()?;
                 }
                 EntryKind::Record => {
-                    self.new.take(&entry);
+                    self.scratch.new.take(&entry);
                     self.record()?;
                 }
                 EntryKind::UpdatedTo
@@ -193,17 +199,17 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     }
 
     fn update(&mut self, change: Change, next: Option<Place>) -> Told<S, K> {
-        let (at, locator) = (self.old.start, self.old.locator);
+        let (at, locator) = (self.scratch.old.start, self.scratch.old.locator);
         let lost = DecodeError::Lost { at, locator };
         let Some(next) = next else { return Err(lost) };
         let entry = self.source.entry(next).map_err(DecodeError::Source)?;
         if entry.kind != EntryKind::UpdatedTo
-            || (entry.start, entry.ordinal) != (at, self.old.ordinal)
+            || (entry.start, entry.ordinal) != (at, self.scratch.old.ordinal)
         {
             return Err(lost);
         }
         if change.is_class {
-            let old = self.old.entry(EntryKind::UpdatedFrom);
+            let old = self.scratch.old.entry(EntryKind::UpdatedFrom);
             let view = View { at, tree: self.transaction.tree };
             let truncated = self.catalogs.truncated(&old, &entry, view);
             let truncated = truncated.map_err(|source| DecodeError::Catalog { at, source })?;
@@ -212,11 +218,12 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 None => Ok(()),
             };
         }
-        self.new.take(&entry);
+        self.scratch.new.take(&entry);
         let Some(relation) = self.relation(at, locator)? else { return Ok(()) };
-        let (old, new) = (std::mem::take(&mut self.old), std::mem::take(&mut self.new));
+        let (old, new) =
+            (std::mem::take(&mut self.scratch.old), std::mem::take(&mut self.scratch.new));
         let told = self.tell_update(&relation, &old, &new);
-        (self.old, self.new) = (old, new);
+        (self.scratch.old, self.scratch.new) = (old, new);
         told
     }
 
@@ -224,31 +231,31 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         let at = old.start;
         let (before, after) = (old.tuple()?, new.tuple()?);
         self.load_values(relation, at, &[before, after])?;
-        let mut attributes = std::mem::take(&mut self.old_attributes);
-        let mut new_attributes = std::mem::take(&mut self.new_attributes);
-        let values = std::mem::take(&mut self.values);
+        let mut attributes = std::mem::take(&mut self.scratch.old_attributes);
+        let mut new_attributes = std::mem::take(&mut self.scratch.new_attributes);
+        let values = std::mem::take(&mut self.scratch.values);
         let bad = |source| bad_tuple(at, relation, source);
         let body = Body::Update {
             old: Row::new(relation, &before, &mut attributes, &values).map_err(bad)?,
             new: Row::new(relation, &after, &mut new_attributes, &values).map_err(bad)?,
         };
         let told = self.event(at, body);
-        (self.old_attributes, self.new_attributes, self.values) =
+        (self.scratch.old_attributes, self.scratch.new_attributes, self.scratch.values) =
             (attributes, new_attributes, values);
         told
     }
 
     fn insert(&mut self) -> Told<S, K> {
-        let kept = std::mem::take(&mut self.new);
+        let kept = std::mem::take(&mut self.scratch.new);
         let told = self.tell_one(&kept, inserted);
-        self.new = kept;
+        self.scratch.new = kept;
         told
     }
 
     fn delete(&mut self) -> Told<S, K> {
-        let kept = std::mem::take(&mut self.old);
+        let kept = std::mem::take(&mut self.scratch.old);
         let told = self.tell_one(&kept, deleted);
-        self.old = kept;
+        self.scratch.old = kept;
         told
     }
 
@@ -256,12 +263,12 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         let Some(relation) = self.relation(kept.start, kept.locator)? else { return Ok(()) };
         let tuple = kept.tuple()?;
         self.load_values(&relation, kept.start, &[tuple])?;
-        let mut attributes = std::mem::take(&mut self.old_attributes);
-        let values = std::mem::take(&mut self.values);
+        let mut attributes = std::mem::take(&mut self.scratch.old_attributes);
+        let values = std::mem::take(&mut self.scratch.values);
         let row = Row::new(&relation, &tuple, &mut attributes, &values)
             .map_err(|source| bad_tuple(kept.start, &relation, source))?;
         let told = self.event(kept.start, body(row));
-        (self.old_attributes, self.values) = (attributes, values);
+        (self.scratch.old_attributes, self.scratch.values) = (attributes, values);
         told
     }
 
@@ -272,8 +279,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         at: Lsn,
         tuples: &[TupleImage<'_>],
     ) -> Told<S, K> {
-        self.values.clear();
-        let mut attributes = std::mem::take(&mut self.new_attributes);
+        self.scratch.values.clear();
+        let mut attributes = std::mem::take(&mut self.scratch.new_attributes);
         for tuple in tuples {
             if tuple.infomask & HEAP_HASEXTERNAL == 0 {
                 continue;
@@ -290,19 +297,19 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 let read = Varlena::read(&data[range.clone()]);
                 let (value, _) = read.map_err(|source| DecodeError::Varlena { at, source })?;
                 let Varlena::External(pointer) = value else { continue };
-                if self.values.holds(&pointer) {
+                if self.scratch.values.holds(&pointer) {
                     continue;
                 }
                 for place in self.toast.places(&pointer).unwrap_or_default() {
                     let entry = self.source.entry(place).map_err(DecodeError::Source)?;
                     let chunk = entry.tuple().ok().and_then(|tuple| Chunk::read(&tuple).ok());
                     if let Some(chunk) = chunk {
-                        self.values.add(&pointer, &chunk);
+                        self.scratch.values.add(&pointer, &chunk);
                     }
                 }
             }
         }
-        self.new_attributes = attributes;
+        self.scratch.new_attributes = attributes;
         Ok(())
     }
 
@@ -314,9 +321,9 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     }
 
     fn record(&mut self) -> Told<S, K> {
-        let kept = std::mem::take(&mut self.new);
+        let kept = std::mem::take(&mut self.scratch.new);
         let told = self.tell_record(&kept);
-        self.new = kept;
+        self.scratch.new = kept;
         told
     }
 
@@ -403,6 +410,9 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         if self.next == 0 {
             self.next = 1;
             self.database = Some(database.into());
+            let Transaction { xid, commit, time, .. } = *self.transaction;
+            self.scratch.json_common.clear();
+            json::common(xid, commit, time, &mut self.scratch.json_common);
             self.send(0, self.transaction.commit, Body::Begin { database })?;
         }
         let ordinal = self.next;
@@ -428,7 +438,8 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
     fn send(&mut self, ordinal: u64, lsn: Lsn, body: Body<'_>) -> Told<S, K> {
         let Transaction { xid, commit, time, .. } = *self.transaction;
         let position = Position { commit, ordinal };
-        let event = Event { position, lsn, xid, commit_time: time, body };
+        let json_common = &self.scratch.json_common;
+        let event = Event { position, lsn, xid, commit_time: time, body, json_common };
         self.sink.event(&event).map_err(DecodeError::Sink)
     }
 }

@@ -136,16 +136,14 @@ fn append_date(days: i64, out: &mut Vec<u8>) -> bool {
     let year = cycle * 400 + year_of_cycle + i64::from(month <= 2);
 
     let shown = if year > 0 { year } else { 1 - year };
+    let ([m, o], [d, a]) = (two(month as u32), two(day_of_month as u32));
     if shown < 10_000 {
-        append_two((shown / 100) as u32, out);
-        append_two((shown % 100) as u32, out);
+        let ([c, e], [y, r]) = (two((shown / 100) as u32), two((shown % 100) as u32));
+        out.extend_from_slice(&[c, e, y, r, b'-', m, o, b'-', d, a]);
     } else {
         decimal(shown, out);
+        out.extend_from_slice(&[b'-', m, o, b'-', d, a]);
     }
-    out.push(b'-');
-    append_two(month as u32, out);
-    out.push(b'-');
-    append_two(day_of_month as u32, out);
     year <= 0
 }
 
@@ -167,31 +165,34 @@ fn append_checked_time(microseconds: i64, out: &mut Vec<u8>) -> Result {
 fn append_time(microseconds: u64, out: &mut Vec<u8>) {
     let seconds = microseconds / 1_000_000;
     let hours = seconds / 3600;
+    let ([m, i], [s, e]) = (two((seconds / 60 % 60) as u32), two((seconds % 60) as u32));
     if hours < 100 {
-        append_two(hours as u32, out);
+        let [h, o] = two(hours as u32);
+        out.extend_from_slice(&[h, o, b':', m, i, b':', s, e]);
     } else {
         decimal(hours, out);
+        out.extend_from_slice(&[b':', m, i, b':', s, e]);
     }
-    out.push(b':');
-    append_two((seconds / 60 % 60) as u32, out);
-    out.push(b':');
-    append_two((seconds % 60) as u32, out);
     let fraction = (microseconds % 1_000_000) as u32;
     if fraction != 0 {
-        out.push(b'.');
-        append_two(fraction / 10_000, out);
-        append_two(fraction / 100 % 100, out);
-        append_two(fraction % 100, out);
-        while out.last() == Some(&b'0') {
-            out.pop();
-        }
+        let [a, b] = two(fraction / 10_000);
+        let ([c, d], [e, f]) = (two(fraction / 100 % 100), two(fraction % 100));
+        let text = [b'.', a, b, c, d, e, f];
+        let zeros = text.iter().rev().take_while(|&&digit| digit == b'0').count();
+        out.extend_from_slice(&text[..text.len() - zeros]);
     }
 }
 
 /// Appends a number below 100 with two digits.
 #[inline]
 fn append_two(value: u32, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[b'0' + (value / 10 % 10) as u8, b'0' + (value % 10) as u8]);
+    out.extend_from_slice(&two(value));
+}
+
+/// The two digits of a number below 100.
+#[inline]
+const fn two(value: u32) -> [u8; 2] {
+    [b'0' + (value / 10 % 10) as u8, b'0' + (value % 10) as u8]
 }
 
 /// A day in microseconds.
