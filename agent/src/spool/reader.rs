@@ -188,7 +188,11 @@ impl Reader {
             return Ok(None);
         }
         let Some(header) = ChunkHeader::from_bytes(&head, crc) else {
-            return Err(corrupt(path, offset, "what stands there does not follow what is before it"));
+            return Err(corrupt(
+                path,
+                offset,
+                "what stands there does not follow what is before it",
+            ));
         };
         let length = CHUNK_HEADER_SIZE + header.length;
         // Not asked for memory before it is there.
@@ -225,7 +229,8 @@ impl Reader {
         }
         let known = self.known.partition_point(|(begin, _)| *begin <= place);
         let nowhere = || Trouble::new(Kind::Corrupt, "an entry of the row spool is nowhere");
-        let (begin, crc) = *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
+        let (begin, crc) =
+            *known.checked_sub(1).and_then(|at| self.known.get(at)).ok_or_else(nowhere)?;
         let number = usize::try_from(begin >> OFFSET_BITS).unwrap_or(usize::MAX);
         let offset = (begin & ((1 << OFFSET_BITS) - 1)) - CHUNK_HEADER_SIZE as u64;
         let chunk = self.read(number, offset, crc)?.filter(|chunk| chunk.holds(place));

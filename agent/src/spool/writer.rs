@@ -45,11 +45,7 @@ struct OpenFile {
 
 impl Writer {
     /// Opens a spool to go on where it ends; cuts off what a crash left.
-    pub(crate) fn open(
-        directory: &Path,
-        identity: Identity,
-        major: u16,
-    ) -> Result<Self, Trouble> {
+    pub(crate) fn open(directory: &Path, identity: Identity, major: u16) -> Result<Self, Trouble> {
         std::fs::create_dir_all(directory).map_err(|error| trouble("making", directory, error))?;
         let mut writer = Self {
             directory: directory.to_owned(),
@@ -184,8 +180,7 @@ impl Writer {
     /// Adds entries: with them, all before `end` are there.
     pub(crate) fn append(&mut self, entries: &[u8], end: Lsn) -> Result<(), Trouble> {
         // With nothing but catalogs in it, the next file would have this one's name.
-        let is_full =
-            |open: &OpenFile| open.length >= self.file_bytes_max && self.end > open.start;
+        let is_full = |open: &OpenFile| open.length >= self.file_bytes_max && self.end > open.start;
         if self.open.as_ref().is_some_and(is_full) {
             self.sync()?;
             let start = self.end;

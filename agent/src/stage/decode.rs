@@ -114,13 +114,7 @@ fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Resu
     let end = writer.end();
     capture.lock().end = Some(end);
     capture.changed.notify_all();
-    let mut capturing = Capturing {
-        node,
-        capture,
-        writer,
-        from: end,
-        synced_at: Instant::now(),
-    };
+    let mut capturing = Capturing { node, capture, writer, from: end, synced_at: Instant::now() };
     if end.is_some() {
         node.stages.set(STAGE, State::Streaming, "");
     } else {
@@ -225,8 +219,9 @@ impl Capturing<'_> {
 /// The entries of records from `from` on.
 fn after(mut entries: &[u8], from: Lsn) -> Result<&[u8], Trouble> {
     while !entries.is_empty() {
-        let (entry, rest) = Entry::read(entries)
-            .map_err(|error| Trouble::new(Kind::Corrupt, format_args!("rows of replay: {error}")))?;
+        let (entry, rest) = Entry::read(entries).map_err(|error| {
+            Trouble::new(Kind::Corrupt, format_args!("rows of replay: {error}"))
+        })?;
         if entry.start >= from {
             break;
         }

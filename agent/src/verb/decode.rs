@@ -45,7 +45,9 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     let config = Config::load(config)?;
     let Some(section) = &config.decode else {
         return Err(Trouble::misuse("there is no [decode] section in the configuration")
-            .with_hint("with [decode] directory = \"...\" the agent captures rows while it replays"));
+            .with_hint(
+                "with [decode] directory = \"...\" the agent captures rows while it replays",
+            ));
     };
     let after = arguments.after.map(|After(position)| position);
     let mut reader = loop {
@@ -138,9 +140,9 @@ impl Printer {
             Body::Insert(row) | Body::Delete(row) | Body::Update { new: row, .. } => {
                 (&*row.relation.database, Some(row.relation))
             }
-            Body::Schema(relation)
-            | Body::Truncate(relation)
-            | Body::Sequence { relation, .. } => (&*relation.database, Some(*relation)),
+            Body::Schema(relation) | Body::Truncate(relation) | Body::Sequence { relation, .. } => {
+                (&*relation.database, Some(*relation))
+            }
             Body::Message { database, .. }
             | Body::Begin { database }
             | Body::Commit { database } => (*database, None),
