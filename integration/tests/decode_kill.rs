@@ -225,7 +225,8 @@ impl Stand {
         ensure!(consumed.untold_shapes.is_empty(), "{:?}", consumed.untold_shapes.first());
         // Negative controls: one line too late, one too early, in the middle of a transaction.
         let middle = consumed.lines.len() / 2;
-        let is_row = |line: &String| consumer::kind_of(line) == "insert";
+        let is_row =
+            |line: &String| matches!(consumer::kind_of(line), "insert" | "update" | "delete");
         let at = consumed.lines[middle..].iter().position(is_row).context("a row")? + middle;
         let late = found().take(at).chain(found().skip(at + 1));
         let error = consumer::ensure_same(whole.iter().copied(), late).err();
