@@ -191,7 +191,8 @@ fn corrupt(path: &Path, at: u64, words: &str) -> Trouble {
         format_args!("row spool {} at byte {at}: {words}", path.display()),
     )
     .with_hint(
-        "stop the agent, move the files of [decode] directory away, and start it: decoding begins \
-         anew from there",
+        "start the agent if it does not run: it cuts off what a power cut has left; if that is not it, \
+         stop the agent, move the files of [decode] directory away, and start it: decoding begins anew \
+         from there",
     )
 }

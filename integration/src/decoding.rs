@@ -10,6 +10,7 @@
 use std::fmt;
 
 pub mod comparison;
+pub mod consumer;
 pub mod coverage;
 pub mod golden;
 pub mod lines;
@@ -17,6 +18,7 @@ pub mod script;
 pub mod sessions;
 pub mod slot;
 pub mod spoil;
+pub mod spool;
 pub mod text;
 
 pub use comparison::{Comparison, Rules};

@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_position_is_read() {
-        let After(position) = "1/A0/7".parse().unwrap();
+        let After(position) = "1/A0/7".parse().expect("a position");
         assert_eq!(position, Position { commit: Lsn(0x1_0000_00A0), ordinal: 7 });
         assert!("1/A0".parse::<After>().is_err() && "x/1/2".parse::<After>().is_err());
     }

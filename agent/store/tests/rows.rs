@@ -1,0 +1,90 @@
+//! A restart point waits for whoever takes the rows: replay from it does not bring those before it.
+#![allow(clippy::unwrap_used)] // a test that panics has failed, as it should
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use support::{START, Wal, config, control, data_directory, main_page};
+use walferry_store::{Rows, Store, StoreConfig};
+use walfmt::row::Entry;
+
+fn config_with(directory: &Path, rows: &Arc<Rows>) -> StoreConfig {
+    StoreConfig {
+        restart_point_interval: Duration::ZERO,
+        rows: Some(Arc::clone(rows)),
+        ..config(directory, 2, 256)
+    }
+}
+
+fn count(mut entries: &[u8]) -> usize {
+    let mut count = 0;
+    while !entries.is_empty() {
+        entries = Entry::read(entries).unwrap().1;
+        count += 1;
+    }
+    count
+}
+
+/// Replays ten rows, a checkpoint, and ten more rows. Gives where the checkpoint is.
+fn replay(store: &mut Store) -> walfmt::Lsn {
+    let mut wal = Wal::new();
+    for item in 1..=10 {
+        store.replay(&wal.insert(main_page(1, 0), item, 20, false).raw()).unwrap();
+    }
+    let checkpoint = wal.checkpoint_here();
+    store.replay(&checkpoint.raw()).unwrap();
+    for item in 1..=10 {
+        store.replay(&wal.insert(main_page(1, 1), item, 20, false).raw()).unwrap();
+    }
+    store.hand_over().unwrap();
+    store.wait_applied().unwrap();
+    checkpoint.start
+}
+
+/// What a power cut leaves is what was synced: here nothing of the rows, and of the store what its
+/// control file says. Both ways: with a restart point that waits, and with one that does not.
+#[test]
+fn a_restart_point_waits_until_rows_are_durable() {
+    for is_waited_for in [true, false] {
+        let directory = data_directory(false);
+        let rows = Arc::new(Rows::default());
+        let mut store = Store::open(&config_with(directory.path(), &rows)).unwrap();
+        let redo = replay(&mut store);
+        let mut taken = Vec::new();
+        if !is_waited_for {
+            rows.abandon(); // the guard off
+        }
+        // Taken, and not synced: that much longer than a restart point takes.
+        rows.take(&mut taken, 1 << 20, Duration::from_secs(1));
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while store.restart_redo() == START && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let begins_again = control(directory.path()).check_point_copy.redo;
+        assert_eq!(begins_again, store.restart_redo());
+        if !is_waited_for {
+            // The control: nobody has the ten rows before it, and nobody brings them again.
+            assert_eq!(begins_again, redo);
+            assert_eq!(count(&taken), 0);
+            store.close().unwrap();
+            continue;
+        }
+        assert_eq!(begins_again, START, "rows before {redo} are durable nowhere");
+        assert!(rows.durable_is_wanted());
+        assert_eq!(count(&taken), 20);
+
+        // Durable up to just before it is not enough.
+        rows.set_durable(walfmt::Lsn(redo.0 - 1));
+        std::thread::sleep(Duration::from_millis(250));
+        assert_eq!(store.restart_redo(), START);
+        rows.set_durable(redo);
+        while store.restart_redo() != redo {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!rows.durable_is_wanted());
+        store.close().unwrap();
+    }
+}
