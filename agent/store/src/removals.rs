@@ -98,8 +98,8 @@ impl Worker {
         if !task.extends && removal(record, task.change) == Removal::Pruning {
             let is_there = self.parts.files.read(key, self.removals.buffer(), false)?;
             // A torn page is what its image is for.
-            let is_sound = !self.parts.checksums
-                || checksum_mismatch(self.removals.buffer(), key).is_none();
+            let is_sound =
+                !self.parts.checksums || checksum_mismatch(self.removals.buffer(), key).is_none();
             self.removals.has_before = is_there && is_sound;
         }
         Ok(())

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use walfmt::row::Entry;
 use walfmt::{Lsn, RelFileLocator};
 
-use crate::toast::{Desk, Removed, ToastAnswer, ToastFiles, ToastRequest};
+use crate::toast::{Desk, Removed, RemovedOfBatch, ToastAnswer, ToastFiles, ToastRequest};
 
 /// Replay waits while more than this is queued, in bytes.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -150,11 +150,12 @@ impl Rows {
             return;
         }
         self.queued.fetch_add(bytes, Ordering::SeqCst);
+        let removed = (!removed.is_empty()).then(|| RemovedOfBatch::new(removed));
         let mut queues = self.lock();
         if !entries.is_empty() {
             queues.sources[source].push_back(entries);
         }
-        if !removed.is_empty() {
+        if let Some(removed) = removed {
             queues.removed.put(removed);
         }
         drop(queues);
@@ -470,8 +471,16 @@ mod tests {
         use EntryKind::{Inserted, Record, UpdatedFrom, UpdatedTo};
         let (rows, applied) = (Rows::default(), Arc::new(AtomicU64::new(10)));
         rows.begin(3, Arc::clone(&applied));
-        rows.put(0, entries(&[(10, 0, Inserted), (30, 0, UpdatedTo), (60, 0, Inserted)]), Vec::new());
-        rows.put(1, entries(&[(20, 0, Inserted), (20, 1, Inserted), (30, 0, UpdatedFrom)]), Vec::new());
+        rows.put(
+            0,
+            entries(&[(10, 0, Inserted), (30, 0, UpdatedTo), (60, 0, Inserted)]),
+            Vec::new(),
+        );
+        rows.put(
+            1,
+            entries(&[(20, 0, Inserted), (20, 1, Inserted), (30, 0, UpdatedFrom)]),
+            Vec::new(),
+        );
         rows.put(1, entries(&[(50, 0, Inserted)]), Vec::new());
         rows.put(2, entries(&[(40, 0, Record)]), Vec::new());
         let mut merged = Vec::new();

@@ -309,7 +309,8 @@ mod tests {
     }
 
     fn key(value: u32, seq: Option<i32>) -> Vec<u8> {
-        [value.to_le_bytes().to_vec(), seq.map_or(vec![], |seq| seq.to_le_bytes().to_vec())].concat()
+        [value.to_le_bytes().to_vec(), seq.map_or(vec![], |seq| seq.to_le_bytes().to_vec())]
+            .concat()
     }
 
     fn index_tuple(tid: ItemPointer, info: u16, data: &[u8]) -> Vec<u8> {
@@ -375,18 +376,29 @@ mod tests {
         };
         vec![
             meta(1, 1),
-            page(0, 1, 0, &[
-                minus_infinity(2),
-                pivot(3, 1, &key(20, None)),
-                pivot(5, 2, &key(30, Some(2))),
-            ]),
+            page(
+                0,
+                1,
+                0,
+                &[minus_infinity(2), pivot(3, 1, &key(20, None)), pivot(5, 2, &key(30, Some(2)))],
+            ),
             // Its right sibling is the half dead one.
-            page(4, 0, 0, &with_high(pivot(0, 1, &key(20, None)), items(&[(10, 0), (10, 1), (15, 0)]))),
+            page(
+                4,
+                0,
+                0,
+                &with_high(pivot(0, 1, &key(20, None)), items(&[(10, 0), (10, 1), (15, 0)])),
+            ),
             // It was split, and its parent does not know.
             page(6, 0, 0, &with_high(pivot(0, 1, &key(25, None)), items(&[(20, 0), (20, 1)]))),
             page(3, 0, BTP_HALF_DEAD, &[minus_infinity(0)]),
             page(0, 0, 0, &items(&[(30, 2), (40, 0)])),
-            page(5, 0, 0, &with_high(pivot(0, 2, &key(30, Some(2))), items(&[(25, 0), (30, 0), (30, 1)]))),
+            page(
+                5,
+                0,
+                0,
+                &with_high(pivot(0, 2, &key(30, Some(2))), items(&[(25, 0), (30, 0), (30, 1)])),
+            ),
         ]
     }
 
@@ -519,10 +531,11 @@ mod tests {
             nodes = children
                 .chunks(per_page + 1)
                 .map(|group| {
-                    let items = group.iter().enumerate().map(|(at, (child, (_, lower)))| match lower {
-                        Some(lower) if at > 0 => pivot_of(*child, *lower),
-                        _ => minus_infinity(*child),
-                    });
+                    let items =
+                        group.iter().enumerate().map(|(at, (child, (_, lower)))| match lower {
+                            Some(lower) if at > 0 => pivot_of(*child, *lower),
+                            _ => minus_infinity(*child),
+                        });
                     (items.collect(), group[0].1.1)
                 })
                 .collect();
