@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use walfmt::row::Entry;
 use walfmt::{Lsn, RelFileLocator};
 
-use crate::toast::{Desk, Removed, ToastAnswer, ToastFiles, ToastRequest};
+use crate::toast::{Desk, Removed, RemovedOfBatch, ToastAnswer, ToastFiles, ToastRequest};
 
 /// Replay waits while more than this is queued, in bytes.
 const QUEUED_BYTES_MAX: usize = 64 << 20;
@@ -150,6 +150,7 @@ impl Rows {
             return;
         }
         self.queued.fetch_add(bytes, Ordering::SeqCst);
+        let removed = (!removed.is_empty()).then(|| RemovedOfBatch::new(removed));
         let mut queues = self.lock();
         // Whoever has seen some looks again soon by itself: waking it for each batch takes more time from
         // the workers than all else here.
@@ -157,7 +158,7 @@ impl Rows {
         if !entries.is_empty() {
             queues.sources[source].push_back(entries);
         }
-        if !removed.is_empty() {
+        if let Some(removed) = removed {
             queues.removed.put(removed);
         }
         drop(queues);

@@ -278,18 +278,39 @@ impl ToastMemo {
 #[derive(Default)]
 pub(crate) struct Removed(VecDeque<RemovedOfBatch>);
 
-struct RemovedOfBatch {
+/// What one batch has taken off, in order of its records.
+pub(crate) struct RemovedOfBatch {
     /// Where the last record begins that has taken something off.
     last: Lsn,
     entries: Vec<u8>,
+    /// Values, and where in `entries` they have chunks; sorted. After a large vacuum there are many.
+    index: Vec<(u32, u32)>,
+}
+
+impl RemovedOfBatch {
+    pub(crate) fn new(entries: Vec<u8>) -> Self {
+        let (mut last, mut index) = (Lsn::INVALID, Vec::new());
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let offset = entries.len() - rest.len();
+            let entry;
+            (entry, rest) = read(rest);
+            last = entry.start;
+            // Beyond 4 GB nothing is found: a batch's records speak of a few thousand pages.
+            if let (Some((value, _)), Ok(offset)) =
+                (toast::chunk_of_contents(entry.contents), u32::try_from(offset))
+            {
+                index.push((value, offset));
+            }
+        }
+        index.sort_unstable();
+        Self { last, entries, index }
+    }
 }
 
 impl Removed {
-    /// Adds entries, in order.
-    pub(crate) fn put(&mut self, entries: Vec<u8>) {
-        let mut last = Lsn::INVALID;
-        each(&entries, |entry| last = entry.start);
-        self.0.push_back(RemovedOfBatch { last, entries });
+    pub(crate) fn put(&mut self, batch: RemovedOfBatch) {
+        self.0.push_back(batch);
     }
 
     /// All rows before this have what they need. Gives how many bytes are not kept any longer.
@@ -311,28 +332,21 @@ impl Removed {
     /// All chunks of a value.
     pub(crate) fn find(&self, heap: RelFileLocator, value: u32) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
-        for batch in &self.0 {
-            each(&batch.entries, |entry| {
-                if entry.locator == heap && chunk_id(entry.contents) == Some(value) {
+        for RemovedOfBatch { entries, index, .. } in &self.0 {
+            let begin = index.partition_point(|(of, _)| *of < value);
+            for (_, offset) in index[begin..].iter().take_while(|(of, _)| *of == value) {
+                let (entry, _) = read(&entries[*offset as usize..]);
+                if entry.locator == heap {
                     found.push(entry.contents.to_vec());
                 }
-            });
+            }
         }
         found
     }
 }
 
-fn each(mut entries: &[u8], mut each: impl FnMut(&Entry<'_>)) {
-    while !entries.is_empty() {
-        let (entry, rest) = Entry::read(entries).expect("as a worker has written it");
-        each(&entry);
-        entries = rest;
-    }
-}
-
-/// Of what an entry holds of a chunk.
-fn chunk_id(contents: &[u8]) -> Option<u32> {
-    toast::chunk_of_contents(contents).map(|(value, _)| value)
+fn read(entries: &[u8]) -> (Entry<'_>, &[u8]) {
+    Entry::read(entries).expect("as a worker has written it")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
