@@ -307,7 +307,7 @@ impl Stand {
         wait_decoded(&mut self.pair.follower, end)?;
         let outcome = self.pair.follower.verb("decode", &[])?;
         println!("control, no guard: exit {:?}, {}", outcome.exit, outcome.stderr.trim());
-        ensure!(outcome.exit == Some(3) && outcome.stderr.contains("gap"), "not noticed");
+        ensure!(outcome.exit == Some(3) && outcome.stderr.contains("are missing"), "not noticed");
         let told = outcome.stdout.lines().count();
         consumer::ensure_same(again.lines().take(told), outcome.stdout.lines())?;
         ensure!(!outcome.stdout.contains("behind the"), "told as if nothing were missing");

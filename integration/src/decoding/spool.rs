@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use walfmt::Lsn;
 
-const FILE_HEADER_BYTES: u64 = 44;
+const FILE_HEADER_BYTES: u64 = 52;
 const CHUNK_HEADER_BYTES: u64 = 20;
 
 /// A chunk of a file.
@@ -106,16 +106,16 @@ pub fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// How many files begin with the catalogs: all but the first do so because of a gap.
+/// How many files do not go on where another one ended: all but the first are there because of a gap.
 ///
 /// # Errors
 /// The operating system's.
 pub fn bases(directory: &Path) -> Result<usize> {
     let mut bases = 0;
     for path in files(directory)? {
-        let mut is_base = [0; 4];
-        open(&path)?.0.read_exact_at(&mut is_base, 28)?;
-        bases += usize::from(is_base != [0; 4]);
+        let mut continues = [0; 4];
+        open(&path)?.0.read_exact_at(&mut continues, 28)?;
+        bases += usize::from(continues == [0; 4]);
     }
     Ok(bases)
 }
