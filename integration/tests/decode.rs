@@ -122,6 +122,50 @@ fn golden_scripts_are_decoded() -> Result<()> {
     Ok(())
 }
 
+/// A database that is made while rows are captured has its template's catalogs, by either strategy, also
+/// if the agent was restarted since; and each is told by its name.
+#[test]
+fn databases_that_are_made_are_told() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let directory = scratch.directory("decoded")?;
+    let directory = directory.to_str().context("a path in UTF-8")?;
+    let more = [("decode", "directory", directory)];
+    let mut pair = Pair::start_configured(&scratch, &options("replica"), &more, |_| Ok(()))?;
+    let mut expected = Vec::new();
+    for (name, strategy) in [("logged", "wal_log"), ("copied", "file_copy")] {
+        let sql = format!("create type {name} as enum ('of {name}')");
+        pair.leader.endpoint().sql_in("template1", &sql)?;
+        pair.leader.sql(&format!("create database {name} strategy {strategy}"))?;
+        let sql = format!("create table t (v {name}); insert into t values ('of {name}')");
+        pair.leader.endpoint().sql_in(name, &sql)?;
+        expected.push((name, format!("\"new\":{{\"v\":\"of {name}\"}}")));
+    }
+    for round in ["at first", "after a restart"] {
+        let end = pair.catch_up(PATIENCE)?;
+        wait_until("the follower has decoded what there is", PATIENCE, || {
+            Ok(pair.follower.metrics()?.position("decoded").is_some_and(|decoded| decoded >= end))
+        })?;
+        for (name, row) in &expected {
+            let text = pair.follower.run_verb("decode", &["--database", name])?;
+            let rows: Vec<&str> = text.lines().filter(|line| line.contains(row.as_str())).collect();
+            let others = text.lines().filter(|line| !line.contains(&format!("\"{name}\"")));
+            println!("{round}, {name}: {rows:?}");
+            ensure!(rows.len() == 1 + usize::from(round != "at first"), "{text}");
+            ensure!(others.count() == 0, "{text}");
+        }
+        ensure!(pair.follower.run_verb("decode", &["--database", "nowhere"])?.is_empty());
+        if round == "at first" {
+            pair.follower.kill()?;
+            pair.follower.start()?;
+            for (name, _) in &expected {
+                let sql = format!("insert into t values ('of {name}')");
+                pair.leader.endpoint().sql_in(name, &sql)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The golden scripts run, each changes something, and none depends on the server.
 #[test]
 fn golden_scripts_run() -> Result<()> {

@@ -19,8 +19,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walferry_store::Rows;
+use walfmt::relation::DatabaseLocator;
 use walfmt::row::Entry;
-use walfmt::{Lsn, Version};
+use walfmt::{Lsn, TransactionId, Version};
 use walfmt_logical::{Decoder, EntrySource, Event, EventSink, Place};
 
 pub(crate) use self::catalogs::{Watch, load_all};
@@ -56,6 +57,8 @@ struct CaptureState {
     is_discarding: bool,
     /// Where rows begin, with the catalogs, if the spool is to begin anew.
     begin: Option<(Lsn, Vec<u8>, Catalogs)>,
+    /// Databases whose creation the spool has seen the begin of, and not the end.
+    made: Vec<(TransactionId, DatabaseLocator)>,
     /// Nothing is captured any more.
     has_failed: bool,
 }
@@ -75,6 +78,11 @@ impl Capture {
                 None => state = self.wait(state),
             }
         }
+    }
+
+    /// For replay, after that: databases that were being made where the spool ends.
+    pub(crate) fn databases_made(&self) -> Vec<(TransactionId, DatabaseLocator)> {
+        self.lock().made.clone()
     }
 
     /// For replay: all is applied up to `at`, and these are the catalogs there.
@@ -173,7 +181,11 @@ impl<'a> Capturing<'a> {
         // Before replay is told that it may begin.
         catalogs.tell_files(&capture.rows);
         let end = writer.end();
-        capture.lock().end = Some(end);
+        {
+            let mut state = capture.lock();
+            state.end = Some(end);
+            state.made = catalogs.decoder.databases_made().collect();
+        }
         capture.changed.notify_all();
         if end.is_some() {
             node.stages.set(STAGE, State::Streaming, "");
@@ -279,6 +291,7 @@ impl<'a> Capturing<'a> {
             self.writer.sync()?;
         }
         self.synced_at = Instant::now();
+        self.capture.lock().made = self.catalogs.decoder.databases_made().collect();
         if let Some(from) = self.from {
             self.capture.rows.set_durable(from);
         }

@@ -243,7 +243,7 @@ impl Capturing {
     fn prepare(node: &Node, store: &Store) -> Option<Self> {
         let capture = node.capture.as_ref()?;
         let needs_catalogs = capture.needs_catalogs(node, store.replay_from())?;
-        Some(Self { needs_catalogs, made: decode::Watch::default() })
+        Some(Self { needs_catalogs, made: decode::Watch::of(capture.databases_made()) })
     }
 
     /// All that is durable is applied: if rows are still to be captured, they are from here on.

@@ -11,6 +11,8 @@ mod telling;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
+use walfmt::relation::DatabaseLocator;
+use walfmt::rmgr::database;
 use walfmt::rmgr::logical_message::Message;
 use walfmt::rmgr::relmap::{self, RelationMap};
 use walfmt::rmgr::sequence::SequenceRow;
@@ -166,6 +168,8 @@ pub struct Decoder {
     /// did before is not known.
     incomplete: HashSet<TransactionId>,
     has_begun: bool,
+    /// Databases whose creation has not been committed: by whom, where, and the record's entry.
+    made: Vec<(TransactionId, DatabaseLocator, Vec<u8>)>,
     /// Nothing is told, and no more is kept than what the catalogs need.
     is_watching: bool,
     /// The shapes that were told last, by database and OID.
@@ -183,6 +187,7 @@ impl Decoder {
             prepared: HashSet::new(),
             incomplete: HashSet::new(),
             has_begun: false,
+            made: Vec::new(),
             is_watching: false,
             told: BTreeMap::new(),
             scratch: telling::Scratch::default(),
@@ -206,6 +211,7 @@ impl Decoder {
     /// Gives where the first row may be of a transaction that has not ended.
     pub fn write_state(&self, at: Lsn, out: &mut Vec<u8>) -> Lsn {
         self.catalogs.write(at, out);
+        self.made.iter().for_each(|(_, _, entry)| out.extend_from_slice(entry));
         let mut xids: Vec<u32> =
             self.open.keys().chain(&self.incomplete).map(|xid| xid.0).collect();
         xids.sort_unstable();
@@ -224,6 +230,11 @@ impl Decoder {
         };
         entry.write(out);
         self.open.values().map(|open| open.first).min().unwrap_or(at).min(at)
+    }
+
+    /// Databases whose creation has not been committed, and by whom. What they have is loaded when it is.
+    pub fn databases_made(&self) -> impl Iterator<Item = (TransactionId, DatabaseLocator)> {
+        self.made.iter().map(|(xid, directory, _)| (*xid, *directory))
     }
 
     /// The files of a TOAST relation and of its index, as they are now.
@@ -371,6 +382,14 @@ impl Decoder {
                 }
                 _ => {}
             },
+            RmgrId::DATABASE => {
+                let made = database::read_created(record.header.opcode(), main);
+                if let Some(directory) = made.map_err(|error| broken(at, &error))? {
+                    let mut bytes = Vec::new();
+                    entry.write(&mut bytes);
+                    self.made.push((record.header.xid, directory, bytes));
+                }
+            }
             RmgrId::STANDBY => {
                 let running = RunningXacts::read(main).map_err(|error| broken(at, &error))?;
                 self.end_before(running.oldest_running_xid);
@@ -425,12 +444,14 @@ impl Decoder {
         self.open.remove(&xid);
         self.prepared.remove(&xid);
         self.incomplete.remove(&xid);
+        self.made.retain(|(by, ..)| *by != xid);
         self.catalogs.abort(xid);
     }
 
     /// Transactions before `oldest` have ended; those of which no end was seen went with a crash.
     fn end_before(&mut self, oldest: TransactionId) {
-        let known = self.open.keys().chain(&self.incomplete).copied();
+        let made = self.made.iter().map(|(xid, ..)| xid);
+        let known = self.open.keys().chain(&self.incomplete).chain(made).copied();
         let ended: Vec<_> = known.filter(|xid| xid.precedes(oldest)).collect();
         ended.into_iter().for_each(|xid| self.abort(xid));
     }
@@ -495,6 +516,7 @@ impl Decoder {
         for xid in &tree {
             self.prepared.remove(xid);
             self.incomplete.remove(xid);
+            self.made.retain(|(by, ..)| by != xid);
             let Some(mut open) = self.open.remove(xid) else { continue };
             if done.changes.is_empty() && done.chunks.is_empty() && done.catalogs.is_empty() {
                 done = open;

@@ -135,6 +135,15 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Goes on with those that are known already.
+    pub(crate) fn of(made: impl IntoIterator<Item = (TransactionId, DatabaseLocator)>) -> Self {
+        let mut watch = Self::default();
+        for (xid, directory) in made {
+            watch.made.entry(xid).or_default().push(directory);
+        }
+        watch
+    }
+
     /// Looks at a record that was given to the store; loads the catalogs of a database when the
     /// transaction that has made it commits: nobody can have changed them before.
     pub(crate) fn observe(
@@ -156,7 +165,10 @@ impl Watch {
             let made = database::read_created(record.header.opcode(), record.main_data)
                 .map_err(|error| broken(&error))?;
             if let Some(directory) = made {
-                self.made.entry(record.header.xid).or_default().push(directory);
+                let of_xid = self.made.entry(record.header.xid).or_default();
+                if !of_xid.contains(&directory) {
+                    of_xid.push(directory);
+                }
             }
             return Ok(());
         }
