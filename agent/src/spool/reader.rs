@@ -15,7 +15,9 @@ use super::{CHUNK_HEADER_SIZE, ChunkHeader, FileHeader, HEADER_SIZE, corrupt, li
 use crate::trouble::{Kind, Trouble};
 
 /// How much of what was read is kept, in bytes: transactions of this size are not read twice.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+const KEPT_BYTES_MAX: usize = 16 << 20;
+/// How many pieces of memory wait to be used again.
+const SPARE_MAX: usize = 4;
 /// Places: the file's number above, the offset in it below.
 const OFFSET_BITS: u32 = 40;
 /// How long after a look at what does not check out it is looked at again: the agent may just be
@@ -58,6 +60,8 @@ pub(crate) struct Reader {
     known: Vec<(u64, u32)>,
     kept: VecDeque<Chunk>,
     kept_bytes: usize,
+    /// The memory of chunks that are not kept any more.
+    spare: Vec<Vec<u8>>,
 }
 
 struct OpenFile {
@@ -100,6 +104,7 @@ impl Reader {
             known: Vec::new(),
             kept: VecDeque::new(),
             kept_bytes: 0,
+            spare: Vec::new(),
         }))
     }
 
@@ -131,7 +136,7 @@ impl Reader {
     }
 
     /// The next chunk of a file.
-    fn read_now(&self, number: usize) -> Result<Option<Chunk>, Trouble> {
+    fn read_now(&mut self, number: usize) -> Result<Option<Chunk>, Trouble> {
         let read = self.read(number, self.next, self.crc);
         if read.as_ref().is_err_and(|trouble| trouble.kind() == Kind::Corrupt) {
             std::thread::sleep(SECOND_LOOK);
@@ -175,7 +180,7 @@ impl Reader {
 
     /// The chunk at an offset of a file, behind what has this CRC; nothing if it is not there, or not
     /// whole, yet.
-    fn read(&self, number: usize, offset: u64, crc: u32) -> Result<Option<Chunk>, Trouble> {
+    fn read(&mut self, number: usize, offset: u64, crc: u32) -> Result<Option<Chunk>, Trouble> {
         let OpenFile { path, file, .. } = &self.files[number];
         let reading = |error| trouble("reading", path, error);
         let mut head = [0; CHUNK_HEADER_SIZE];
@@ -198,7 +203,8 @@ impl Reader {
         if file.metadata().map_err(reading)?.len() < offset + length as u64 {
             return Ok(None);
         }
-        let mut bytes = vec![0; length];
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.resize(length, 0);
         if read_at(file, &mut bytes, offset).map_err(reading)? < length {
             return Ok(None);
         }
@@ -216,6 +222,9 @@ impl Reader {
         while self.kept_bytes > KEPT_BYTES_MAX && self.kept.len() > 1 {
             if let Some(oldest) = self.kept.pop_front() {
                 self.kept_bytes -= oldest.bytes.len();
+                // Unless somebody still reads it.
+                self.spare.extend(Rc::try_unwrap(oldest.bytes));
+                self.spare.truncate(SPARE_MAX);
             }
         }
     }

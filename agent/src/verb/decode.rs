@@ -36,7 +36,8 @@ pub(crate) struct Arguments {
     follow: bool,
 }
 
-/// How often it is looked for more.
+/// How often it is looked for more: soon after there was some, and then less and less often.
+const FOLLOW_INTERVAL_MIN: Duration = Duration::from_millis(1);
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(20);
 /// Output is written when there is this much of it, in bytes.
 const OUTPUT_BYTES: usize = 256 << 10;
@@ -71,15 +72,18 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     })?;
     let mut decoder = Decoder::new(version);
     let mut printer = Printer::new(arguments, after);
+    let mut pause = FOLLOW_INTERVAL_MIN;
     loop {
         let Some(chunk) = reader.next()? else {
             printer.flush()?;
             if !printer.arguments.follow {
                 return Ok(());
             }
-            thread::sleep(FOLLOW_INTERVAL);
+            thread::sleep(pause);
+            pause = (pause * 2).min(FOLLOW_INTERVAL);
             continue;
         };
+        pause = FOLLOW_INTERVAL_MIN;
         let all = chunk.entries();
         let mut rest = all;
         while !rest.is_empty() {

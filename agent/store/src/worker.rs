@@ -236,7 +236,15 @@ impl Worker {
         self.send_notes();
         if let Some(rows) = &self.parts.rows {
             let removed = self.removals.take();
-            rows.put(self.parts.number, std::mem::take(&mut self.row_entries), removed);
+            rows.put(
+                self.parts.number,
+                {
+                    // As large as this one: growing copies it time and again.
+                    let empty = Vec::with_capacity(self.row_entries.len());
+                    std::mem::replace(&mut self.row_entries, empty)
+                },
+                removed,
+            );
         }
         self.parts.shared.count_verified(std::mem::take(&mut self.images_verified));
         match applied {
