@@ -37,8 +37,9 @@ pub(crate) const STAGE: &str = "decode";
 /// How much is put into the spool at once, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 const IDLE_WAIT: Duration = Duration::from_millis(100);
-/// How often the spool is synced while rows come; a restart point asks for it, too.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the spool is synced while rows come, so that a restart point, which asks for it, too, need not
+/// wait for much.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What replay and this stage tell each other.
 #[derive(Default)]
