@@ -25,6 +25,7 @@
 //! Of one record, old versions come before new ones: [`Entry::order`].
 
 use crate::bytes::{put, u16_at, u32_at, u64_at};
+use crate::cursor::Cursor;
 use crate::lsn::{Lsn, TransactionId};
 use crate::record::{RECORD_SIZE_MAX, RawRecord, RecordHeader};
 use crate::relation::{BlockNumber, PageId, RelFileLocator};
@@ -154,6 +155,22 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
+    /// One of this kind that says nothing else yet.
+    #[must_use]
+    pub const fn empty(start: Lsn, kind: EntryKind) -> Self {
+        Self {
+            start,
+            xid: TransactionId::INVALID,
+            locator: RelFileLocator { tablespace: 0, database: 0, relation: 0 },
+            block: 0,
+            item: 0,
+            ordinal: 0,
+            kind,
+            flags: 0,
+            contents: &[],
+        }
+    }
+
     /// A row of the record on the page.
     #[must_use]
     pub const fn row(
@@ -186,17 +203,7 @@ impl<'a> Entry<'a> {
 
     /// Adds a whole record to `buffer`.
     pub fn write_record(record: &RawRecord<'_>, buffer: &mut Vec<u8>) {
-        let entry = Self {
-            start: record.start,
-            xid: record.header.xid,
-            locator: RelFileLocator::default(),
-            block: 0,
-            item: 0,
-            ordinal: 0,
-            kind: EntryKind::Record,
-            flags: 0,
-            contents: &[],
-        };
+        let entry = Self { xid: record.header.xid, ..Self::empty(record.start, EntryKind::Record) };
         entry.write_header(buffer, 8 + record.bytes.len());
         buffer.extend_from_slice(&record.end.0.to_le_bytes());
         buffer.extend_from_slice(record.bytes);
@@ -275,16 +282,8 @@ impl<'a> Entry<'a> {
     /// [`EntryError::Contents`] if there is none.
     #[inline]
     pub fn tuple(&self) -> Result<TupleImage<'a>, EntryError> {
-        let contents = self.contents;
-        let (head, bytes) = contents
-            .split_at_checked(5)
-            .ok_or(EntryError::Contents("a row is shorter than its header"))?;
-        Ok(TupleImage {
-            infomask2: u16_at(head, 0),
-            infomask: u16_at(head, 2),
-            hoff: head[4],
-            bytes,
-        })
+        TupleImage::read(&mut Cursor::new(self.contents))
+            .map_err(|_| EntryError::Contents("a row is shorter than its header"))
     }
 
     /// The record.

@@ -608,17 +608,7 @@ impl Catalogs {
 
     /// Writes down all that is known, as it was loaded once, as of `at`.
     pub(crate) fn write(&self, at: Lsn, out: &mut Vec<u8>) {
-        let mut entry = Entry {
-            start: at,
-            xid: TransactionId::INVALID,
-            locator: RelFileLocator::default(),
-            block: 0,
-            item: 0,
-            ordinal: 0,
-            kind: EntryKind::Mapped,
-            flags: 0,
-            contents: &[],
-        };
+        let mut entry = Entry::empty(at, EntryKind::Mapped);
         let mut mapped: Vec<_> = self.mapped.iter().collect();
         mapped.sort_unstable();
         for ((database, file), catalog) in mapped {

@@ -217,18 +217,7 @@ impl Decoder {
         xids.sort_unstable();
         xids.dedup();
         let contents: Vec<u8> = xids.iter().flat_map(|xid| xid.to_le_bytes()).collect();
-        let entry = Entry {
-            start: at,
-            xid: TransactionId::INVALID,
-            locator: RelFileLocator::default(),
-            block: 0,
-            item: 0,
-            ordinal: 0,
-            kind: EntryKind::Begin,
-            flags: 0,
-            contents: &contents,
-        };
-        entry.write(out);
+        Entry { contents: &contents, ..Entry::empty(at, EntryKind::Begin) }.write(out);
         self.open.values().map(|open| open.first).min().unwrap_or(at).min(at)
     }
 

@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use walfmt::bytes::{i32_at, u16_at, u32_at};
+use walfmt::bytes::{i32_at, u32_at};
+use walfmt::cursor::Cursor;
 use walfmt::rmgr::heap::TupleImage;
 
 use crate::decoder::Place;
@@ -58,13 +59,7 @@ impl<'a> Chunk<'a> {
 pub fn chunks_length<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Option<usize> {
     let mut lengths = BTreeMap::new();
     for contents in chunks {
-        let (head, bytes) = contents.split_at_checked(5)?;
-        let tuple = TupleImage {
-            infomask2: u16_at(head, 0),
-            infomask: u16_at(head, 2),
-            hoff: head[4],
-            bytes,
-        };
+        let tuple = TupleImage::read(&mut Cursor::new(contents)).ok()?;
         let chunk = Chunk::read(&tuple).ok()?;
         lengths.insert(chunk.number, chunk.data.len());
     }

@@ -38,17 +38,8 @@ struct Loading<'a> {
 
 impl Loading<'_> {
     const fn entry(&self, kind: EntryKind, database: u32) -> Entry<'static> {
-        Entry {
-            start: self.at,
-            xid: TransactionId::INVALID,
-            locator: RelFileLocator { tablespace: 0, database, relation: 0 },
-            block: 0,
-            item: 0,
-            ordinal: 0,
-            kind,
-            flags: 0,
-            contents: &[],
-        }
+        let locator = RelFileLocator { tablespace: 0, database, relation: 0 };
+        Entry { locator, ..Entry::empty(self.at, kind) }
     }
 
     /// The catalogs that a relation map names, and their files.

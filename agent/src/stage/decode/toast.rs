@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 use walferry_store::{Rows, ToastRequest};
 use walfmt::RelFileLocator;
+use walfmt::page::HEAP_HASEXTERNAL;
 use walfmt::row::{Entry, EntryKind};
 use walfmt_logical::Decoder;
 use walfmt_logical::value::ToastPointer;
@@ -25,9 +26,6 @@ use walfmt_logical::value::varlena::pointers;
 
 use super::broken;
 use crate::trouble::Trouble;
-
-/// `HEAP_HASEXTERNAL`: some value is stored apart.
-const HEAP_HASEXTERNAL: u16 = 0x0004;
 
 /// A value that one row needs.
 struct Need {
@@ -79,18 +77,10 @@ pub(super) fn complete<'a>(
         done = behind;
         let (database, relation, _) = value;
         for contents in chunks.get(&value).into_iter().flatten() {
-            let chunk = Entry {
-                start: entry.0,
-                xid: entry.1,
-                locator: RelFileLocator { tablespace: 0, database, relation },
-                block: 0,
-                item: 0,
-                ordinal: 0,
-                kind: EntryKind::Chunk,
-                flags: 0,
-                contents,
-            };
-            chunk.write(&mut whole);
+            let locator = RelFileLocator { tablespace: 0, database, relation };
+            let (start, xid) = entry;
+            Entry { xid, locator, contents, ..Entry::empty(start, EntryKind::Chunk) }
+                .write(&mut whole);
         }
     }
     whole.extend_from_slice(&entries[done..]);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use walfmt::bytes::{i64_at, u8_at};
+use walfmt::page::HEAP_HASEXTERNAL;
 use walfmt::rmgr::heap::TupleImage;
 use walfmt::rmgr::logical_message::Message;
 use walfmt::rmgr::sequence::SequenceRow;
@@ -469,6 +470,3 @@ fn bad_tuple<S, K>(at: Lsn, relation: &Relation, source: TupleError) -> DecodeEr
     let relation = format!("{}.{}", relation.schema, relation.name);
     DecodeError::Tuple { at, relation, source }
 }
-
-/// `HEAP_HASEXTERNAL`: some value is stored apart.
-const HEAP_HASEXTERNAL: u16 = 0x0004;
