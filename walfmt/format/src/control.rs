@@ -163,7 +163,7 @@ impl ControlFile {
         let file = &bytes[..];
         let (control_version, catalog_version) = (u32_at(file, 8), u32_at(file, 12));
         let version = Version::from_catalog_version(catalog_version)
-            .filter(|version| version.control_version == control_version)
+            .filter(|version| version.control_version == control_version && version.is_replayed)
             .ok_or(ControlError::Version { control_version, catalog_version })?;
         let crc_offset = version.control_crc_offset;
         let (expected, found) = (crc32c::crc32c(&file[..crc_offset]), u32_at(file, crc_offset));

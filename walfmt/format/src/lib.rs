@@ -30,6 +30,7 @@ pub mod row;
 pub mod segment;
 pub mod slru;
 pub mod stream;
+pub mod text;
 pub mod two_phase;
 pub mod version;
 pub mod wal_page;

@@ -77,10 +77,17 @@ pub enum EntryKind {
     /// A chunk of a TOAST value that the record takes off its page: whoever still needs the value has it
     /// from here. Not part of what happened.
     Removed = 13,
+    /// Transactions that are prepared where decoding begins, and their subtransactions: the contents, 4
+    /// bytes each. A new start of the server does not end them.
+    Prepared = 14,
+    /// The entry of a chunk that the record takes off a page of its TOAST relation's index, while the
+    /// chunk may still be on its own page: the relation is the index, block and item are the chunk's, the
+    /// contents its value, 4 bytes. Not part of what happened.
+    Unindexed = 15,
 }
 
 impl EntryKind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::UpdatedFrom,
         Self::UpdatedTo,
         Self::Inserted,
@@ -95,6 +102,8 @@ impl EntryKind {
         Self::Database,
         Self::Chunk,
         Self::Removed,
+        Self::Prepared,
+        Self::Unindexed,
     ];
 }
 
@@ -270,7 +279,11 @@ impl<'a> Entry<'a> {
     #[must_use]
     pub const fn order(&self) -> (Lsn, u16, u8) {
         let kind = match self.kind {
-            EntryKind::Loaded | EntryKind::Begin | EntryKind::Mapped | EntryKind::Database => 0,
+            EntryKind::Loaded
+            | EntryKind::Begin
+            | EntryKind::Mapped
+            | EntryKind::Database
+            | EntryKind::Prepared => 0,
             kind => 1 + kind as u8,
         };
         (self.start, self.ordinal, kind)

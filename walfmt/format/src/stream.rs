@@ -165,6 +165,8 @@ pub struct RecordStream {
     state: State,
     /// Pieces of a record that lies on several pages.
     assembled: Vec<u8>,
+    /// A segment switch is given out without a look at the fill behind it.
+    leaves_out_fill: bool,
     stopped: Option<Stop>,
 }
 
@@ -243,8 +245,18 @@ impl RecordStream {
             current: boundary,
             state: State::AtRecord,
             assembled: Vec::new(),
+            leaves_out_fill: false,
             stopped: None,
         }
+    }
+
+    /// For a caller that looks at WAL and relies on nothing: a segment switch is a record as soon as it
+    /// is whole itself, whatever stands in the rest of its segment. After it the next pushed byte
+    /// belongs to the start of the next segment, see [`RecordStream::pushed_end`].
+    #[must_use]
+    pub fn without_fill(mut self) -> Self {
+        self.leaves_out_fill = true;
+        self
     }
 
     /// Says that WAL is known to exist up to `lsn`: what lies before it and does not check out is
@@ -290,6 +302,16 @@ impl RecordStream {
     #[must_use]
     pub fn timeline(&self) -> Timeline {
         self.current.timeline
+    }
+
+    /// The start of a record of which some was pushed and the rest was not, where that rest begins a
+    /// page. So when a page's end was pushed: the record that goes on behind it.
+    #[must_use]
+    pub fn unfinished_record(&self) -> Option<Lsn> {
+        match self.state {
+            State::Gathering { start, .. } | State::SwitchFill { start, .. } => Some(start),
+            State::AtRecord | State::Skipping { .. } => None,
+        }
     }
 
     /// Adds bytes that begin at [`RecordStream::pushed_end`].
@@ -386,6 +408,13 @@ impl RecordStream {
                     if let Some(found) = self.gather(start, total)? {
                         return Ok(found);
                     }
+                }
+                State::SwitchFill { start, end } if self.leaves_out_fill => {
+                    if self.pushed_end() < end {
+                        self.buffer.clear();
+                        self.buffer_start = end;
+                    }
+                    return Ok(self.finish_switch(start, end));
                 }
                 State::SwitchFill { start, end } => return self.skip_switch_fill(start, end),
             }
@@ -699,9 +728,13 @@ impl RecordStream {
         if seen < left {
             return Err(Halt::NeedMore);
         }
+        Ok(self.finish_switch(start, end))
+    }
+
+    fn finish_switch(&mut self, start: Lsn, end: Lsn) -> Found {
         self.commit(start, end);
         let header = RecordHeader::from_bytes(&self.assembled);
-        Ok(Found { start, header, in_buffer: None })
+        Found { start, header, in_buffer: None }
     }
 
     fn commit(&mut self, start: Lsn, end: Lsn) {

@@ -1,4 +1,4 @@
-//! Btree records: what they contain, and the btree pages they speak of. As in PostgreSQL 14 and 15.
+//! Btree records: what they contain, and the btree pages they speak of. As from PostgreSQL 14 on.
 //!
 //! ```text
 //! opcode           main data              block references: their data
@@ -38,12 +38,14 @@
 //!   0  4  latestRemovedXid (not in a VACUUM)     16  4  topparent
 //!   4  2  ndeleted                              xl_btree_reuse_page, 24 bytes
 //!   6  2  nupdated                                0 12  node
-//!                                                12  4  block
-//! deletions and updates                          16  8  latestRemovedFullXid
+//!  (8  1  isCatalogRel)                          12  4  block
+//!                                                16  8  latestRemovedFullXid
+//! deletions and updates                         (24  1  isCatalogRel)
 //!   u16 * ndeleted   items to delete, ascending
 //!   u16 * nupdated   items with posting lists that become shorter
 //!   nupdated times:  ndeletedtids u16, u16 * ndeletedtids positions in the posting list, from 0
 //! interval, 4 bytes: baseoff u16, nitems u16
+//! isCatalogRel is there in majors that say it, and makes both a byte longer
 //! tuples: a copy of the page's items as they lie, so that the item with the highest number is first
 //! ```
 //!
@@ -79,6 +81,9 @@ use crate::cursor::{Cursor, CursorError};
 use crate::lsn::TransactionId;
 use crate::page::{IndexTuple, ItemPointer};
 use crate::relation::{BlockNumber, RelFileLocator};
+use crate::version::Version;
+
+pub use super::items::Offsets;
 
 #[allow(missing_docs)] // the names are PostgreSQL's, what they mean is drawn above
 mod opcodes {
@@ -193,35 +198,6 @@ impl PostingList {
     }
 }
 
-/// Item numbers or positions, as a record has them: `u16` after `u16`, not aligned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offsets<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Offsets<'a> {
-    fn read(cursor: &mut Cursor<'a>, count: u16, field: &'static str) -> Result<Self, CursorError> {
-        Ok(Self { bytes: cursor.take(usize::from(count) * 2, field)? })
-    }
-
-    /// How many.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.bytes.len() / 2
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
-        self.bytes.chunks_exact(2).map(|bytes| u16_at(bytes, 0))
-    }
-}
-
 /// The main data of INSERT_LEAF, INSERT_UPPER, INSERT_META and INSERT_POST (`xl_btree_insert`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insert {
@@ -283,6 +259,17 @@ pub struct DedupInterval {
 }
 
 impl DedupInterval {
+    /// Reads the main data of a DEDUP record (`xl_btree_dedup`): how many intervals there are.
+    ///
+    /// # Errors
+    /// [`CursorError`] if it is not 2 bytes long.
+    pub fn read_count(main_data: &[u8]) -> Result<u16, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        let count = cursor.u16("nintervals")?;
+        cursor.finish("nintervals")?;
+        Ok(count)
+    }
+
     /// Reads the intervals of a DEDUP record: their number is its main data (`xl_btree_dedup`),
     /// they themselves are block 0's data.
     ///
@@ -292,9 +279,7 @@ impl DedupInterval {
         main_data: &[u8],
         block_data: &'a [u8],
     ) -> Result<impl ExactSizeIterator<Item = Self> + use<'a>, CursorError> {
-        let mut cursor = Cursor::new(main_data);
-        let count = cursor.u16("nintervals")?;
-        cursor.finish("nintervals")?;
+        let count = Self::read_count(main_data)?;
         let mut cursor = Cursor::new(block_data);
         let bytes = cursor.take(usize::from(count) * 4, "intervals")?;
         cursor.finish("intervals")?;
@@ -332,6 +317,19 @@ impl Deletion {
         let mut cursor = Cursor::new(main_data);
         let xid = TransactionId(cursor.u32("latestRemovedXid")?);
         Self::read(cursor, Some(xid))
+    }
+
+    /// Reads the main data of a DELETE record, in majors that say whether the table is a catalog that
+    /// logical decoding reads: with that.
+    ///
+    /// # Errors
+    /// [`CursorError`] if it is not as long as the major makes it.
+    pub fn read_delete_of(
+        main_data: &[u8],
+        version: &Version,
+    ) -> Result<(Self, Option<bool>), CursorError> {
+        let (main_data, is_catalog) = split_catalog_flag(main_data, version)?;
+        Ok((Self::read_delete(main_data)?, is_catalog))
     }
 
     fn read(mut cursor: Cursor<'_>, xid: Option<TransactionId>) -> Result<Self, CursorError> {
@@ -515,6 +513,35 @@ impl ReusePage {
         cursor.finish("latestRemovedFullXid")?;
         Ok(this)
     }
+
+    /// Reads it, in majors that say whether the table is a catalog that logical decoding reads: with
+    /// that.
+    ///
+    /// # Errors
+    /// [`CursorError`] if it is not as long as the major makes it.
+    pub fn read_of(
+        main_data: &[u8],
+        version: &Version,
+    ) -> Result<(Self, Option<bool>), CursorError> {
+        let (main_data, is_catalog) = split_catalog_flag(main_data, version)?;
+        Ok((Self::read(main_data)?, is_catalog))
+    }
+}
+
+/// Takes `isCatalogRel` off the end, if the major has it.
+fn split_catalog_flag<'a>(
+    main_data: &'a [u8],
+    version: &Version,
+) -> Result<(&'a [u8], Option<bool>), CursorError> {
+    if !version.conflicts_have_catalog_flag {
+        return Ok((main_data, None));
+    }
+    let (flag, rest) = main_data.split_last().ok_or(CursorError::Short {
+        field: "isCatalogRel",
+        needed: 1,
+        left: 0,
+    })?;
+    Ok((rest, Some(*flag != 0)))
 }
 
 /// The meta page's block data (`xl_btree_metadata`).
@@ -578,6 +605,11 @@ mod tests {
         assert_eq!(lengths(&|b| NewRoot::read(b).is_ok()), [8]);
         assert_eq!(lengths(&|b| ReusePage::read(b).is_ok()), [24]);
         assert_eq!(lengths(&|b| Metadata::read(b).is_ok()), [28]);
+        for (major, delete, reuse) in [(15, 8, 24), (16, 9, 25)] {
+            let version = Version::from_major(major).expect("known");
+            assert_eq!(lengths(&|b| Deletion::read_delete_of(b, version).is_ok()), [delete]);
+            assert_eq!(lengths(&|b| ReusePage::read_of(b, version).is_ok()), [reuse]);
+        }
     }
 
     #[test]

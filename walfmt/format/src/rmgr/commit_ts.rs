@@ -44,9 +44,29 @@ impl Truncate {
     /// # Errors
     /// [`CommitTsError`] if it is too short or the page cannot be.
     pub fn read(main_data: &[u8], version: &Version) -> Result<Self, CommitTsError> {
+        let WrittenTruncate { page, oldest_xid } = WrittenTruncate::read(main_data, version)?;
+        Ok(Self { page: check(page)?, oldest_xid })
+    }
+}
+
+/// TRUNCATE as it is written, whether or not there can be such a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenTruncate {
+    /// See [`Truncate::page`].
+    pub page: i64,
+    /// See [`Truncate::oldest_xid`].
+    pub oldest_xid: TransactionId,
+}
+
+impl WrittenTruncate {
+    /// Reads main data.
+    ///
+    /// # Errors
+    /// [`CursorError`] if it is too short.
+    pub fn read(main_data: &[u8], version: &Version) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         Ok(Self {
-            page: read_page(&mut cursor, version)?,
+            page: cursor.slru_page(version)?,
             oldest_xid: TransactionId(cursor.u32("oldestXid")?),
         })
     }
@@ -57,11 +77,18 @@ impl Truncate {
 /// # Errors
 /// [`CommitTsError`] if it is too short or the page cannot be.
 pub fn read_zeropage(main_data: &[u8], version: &Version) -> Result<u64, CommitTsError> {
-    read_page(&mut Cursor::new(main_data), version)
+    check(read_written_zeropage(main_data, version)?)
 }
 
-fn read_page(cursor: &mut Cursor<'_>, version: &Version) -> Result<u64, CommitTsError> {
-    let page = cursor.slru_page(version)?;
+/// Reads ZEROPAGE's main data as they are written, whether or not there can be such a page.
+///
+/// # Errors
+/// [`CursorError`] if they are too short.
+pub fn read_written_zeropage(main_data: &[u8], version: &Version) -> Result<i64, CursorError> {
+    Cursor::new(main_data).slru_page(version)
+}
+
+fn check(page: i64) -> Result<u64, CommitTsError> {
     match u64::try_from(page) {
         Ok(page) if page <= COMMIT_TS.page_max => Ok(page),
         _ => Err(CommitTsError::Page(page)),

@@ -53,12 +53,25 @@ impl FileCopy {
     /// [`DatabaseError`] if its length is wrong or there can be no such directories.
     pub fn read(main_data: &[u8]) -> Result<Self, DatabaseError> {
         let mut cursor = Cursor::new(main_data);
-        let copy = Self {
-            to: read_locator(&mut cursor, "db_id", "tablespace_id")?,
-            from: read_locator(&mut cursor, "src_db_id", "src_tablespace_id")?,
-        };
+        let copy = Self::read_from(&mut cursor)?;
+        [copy.to, copy.from].into_iter().try_for_each(check)?;
         cursor.finish("src_tablespace_id")?;
         if copy.to == copy.from { Err(DatabaseError::Itself(copy.to)) } else { Ok(copy) }
+    }
+
+    /// Reads main data as they are written, whether or not there can be such directories.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &[u8]) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data))
+    }
+
+    fn read_from(cursor: &mut Cursor<'_>) -> Result<Self, CursorError> {
+        Ok(Self {
+            to: read_locator(cursor, "db_id", "tablespace_id")?,
+            from: read_locator(cursor, "src_db_id", "src_tablespace_id")?,
+        })
     }
 }
 
@@ -69,8 +82,18 @@ impl FileCopy {
 pub fn read_create_wal_log(main_data: &[u8]) -> Result<DatabaseLocator, DatabaseError> {
     let mut cursor = Cursor::new(main_data);
     let locator = read_locator(&mut cursor, "db_id", "tablespace_id")?;
+    check(locator)?;
     cursor.finish("tablespace_id")?;
     Ok(locator)
+}
+
+/// Reads CREATE_WAL_LOG's main data as they are written, whether or not there can be such a
+/// directory.
+///
+/// # Errors
+/// [`CursorError`] if they are too short.
+pub fn read_written_create_wal_log(main_data: &[u8]) -> Result<DatabaseLocator, CursorError> {
+    read_locator(&mut Cursor::new(main_data), "db_id", "tablespace_id")
 }
 
 /// The new directory of a record that creates one; nothing if the record does something else.
@@ -103,12 +126,24 @@ impl<'a> DropDatabase<'a> {
     /// [`DatabaseError`] if its length is not what it says, or there can be no such directory.
     pub fn read(main_data: &'a [u8]) -> Result<Self, DatabaseError> {
         let mut cursor = Cursor::new(main_data);
-        let database = cursor.u32("db_id")?;
-        let count = cursor.count(4, "ntablespaces")?;
-        let dropped = Self { database, tablespaces: cursor.take(count * 4, "tablespace_ids")? };
+        let dropped = Self::read_from(&mut cursor)?;
         cursor.finish("tablespace_ids")?;
         dropped.directories().try_for_each(check)?;
         Ok(dropped)
+    }
+
+    /// Reads main data as they are written, whether or not there can be such directories.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &'a [u8]) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data))
+    }
+
+    fn read_from(cursor: &mut Cursor<'a>) -> Result<Self, CursorError> {
+        let database = cursor.u32("db_id")?;
+        let count = cursor.count(4, "ntablespaces")?;
+        Ok(Self { database, tablespaces: cursor.take(count * 4, "tablespace_ids")? })
     }
 
     /// Its directories, one in each tablespace.
@@ -124,10 +159,9 @@ fn read_locator(
     cursor: &mut Cursor<'_>,
     database: &'static str,
     tablespace: &'static str,
-) -> Result<DatabaseLocator, DatabaseError> {
+) -> Result<DatabaseLocator, CursorError> {
     let database = cursor.u32(database)?;
-    let locator = DatabaseLocator { tablespace: cursor.u32(tablespace)?, database };
-    check(locator).map(|()| locator)
+    Ok(DatabaseLocator { tablespace: cursor.u32(tablespace)?, database })
 }
 
 /// `pg_global` has no directories of databases.

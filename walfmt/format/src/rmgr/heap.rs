@@ -14,7 +14,12 @@
 //!             relids u32[]
 //! CONFIRM     offnum u16                                 0 heap page
 //! LOCK        xid u32, offnum u16, infobits u8, flags u8 0 heap page
-//! INPLACE     offnum u16                                 0 heap page; data: bytes from t_hoff on
+//! INPLACE     offnum u16 [, 2 unused, dbId u32,          0 heap page; data: bytes from t_hoff on
+//!             tsId u32, relcacheInitFileInval u8,
+//!             3 unused, nmsgs i32, messages]
+//!
+//! Of INPLACE, what stands in brackets is there in majors that say so. A page of the visibility map whose
+//! bits go may be a block reference too: block 1, of an UPDATE block 2 (new page) and 3 (old page).
 //!
 //! tuple (xl_heap_header and what follows)
 //! offset  size  field
@@ -26,8 +31,11 @@
 //!
 //! Rules: `src/include/access/heapam_xlog.h`, `src/backend/access/heap/heapam.c`.
 
+use crate::bytes::u32_at;
 use crate::cursor::{Cursor, CursorError};
 use crate::lsn::TransactionId;
+use crate::rmgr::standby::Messages;
+use crate::version::Version;
 
 /// The bits of `xl_info` that are the opcode (`XLOG_HEAP_OPMASK`).
 pub const OPCODE_MASK: u8 = 0x70;
@@ -295,45 +303,82 @@ pub fn read_offnum(main_data: &[u8]) -> Result<u16, CursorError> {
     Cursor::new(main_data).u16("offnum")
 }
 
-/// TRUNCATE (`xl_heap_truncate`): which tables one SQL command emptied. Their files are changed by
-/// other records; this one is for logical decoding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Truncate {
-    /// The tables' database.
-    pub database: u32,
-    /// `CASCADE` was given.
-    pub cascade: bool,
-    /// `RESTART IDENTITY` was given.
-    pub restart_sequences: bool,
-    /// The tables' OIDs.
-    pub relations: Vec<u32>,
+/// INPLACE (`xl_heap_inplace`): a tuple overwritten where it lies, outside of any transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inplace<'a> {
+    /// The tuple's line pointer.
+    pub offnum: u16,
+    /// Database and tablespace in which backends must not begin with the cached relation descriptors they
+    /// find there (`relcacheInitFileInval`).
+    pub init_file: Option<(u32, u32)>,
+    /// What other sessions must forget; none in majors that do not tell it.
+    pub messages: Messages<'a>,
 }
 
-impl Truncate {
+impl<'a> Inplace<'a> {
+    /// Reads main data.
+    ///
+    /// # Errors
+    /// [`CursorError`] if it is too short.
+    pub fn read(main_data: &'a [u8], version: &Version) -> Result<Self, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        let offnum = cursor.u16("offnum")?;
+        let mut inplace = Self { offnum, init_file: None, messages: Messages::default() };
+        if version.tables.inplace_has_invalidations {
+            cursor.take(2, "padding")?;
+            let place = (cursor.u32("dbId")?, cursor.u32("tsId")?);
+            inplace.init_file = (cursor.u8("relcacheInitFileInval")? != 0).then_some(place);
+            cursor.take(3, "padding")?;
+            inplace.messages = Messages::read(&mut cursor)?;
+        }
+        Ok(inplace)
+    }
+}
+
+/// Flags of TRUNCATE (`XLH_TRUNCATE_*`).
+#[allow(missing_docs)] // the names are PostgreSQL's
+pub mod truncate_flags {
+    pub const CASCADE: u8 = 0x01;
+    pub const RESTART_SEQS: u8 = 0x02;
+}
+
+/// TRUNCATE (`xl_heap_truncate`): which tables one SQL command emptied. Their files are changed by
+/// other records; this one is for logical decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncate<'a> {
+    /// The tables' database.
+    pub database: u32,
+    /// [`truncate_flags`].
+    pub flags: u8,
+    relations: &'a [u8],
+}
+
+impl<'a> Truncate<'a> {
     /// Reads main data.
     ///
     /// # Errors
     /// [`CursorError`] if it is too short.
     #[inline]
-    pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
+    pub fn read(main_data: &'a [u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
         let database = cursor.u32("dbId")?;
-        let count = cursor.count(4, "nrelids")?;
+        let count = cursor.u32("nrelids")? as usize;
         let flags = cursor.u8("flags")?;
         cursor.take(3, "padding")?;
-        let relations = (0..count).map(|_| cursor.u32("relid")).collect::<Result<_, _>>()?;
-        Ok(Self {
-            database,
-            cascade: flags & 0x01 != 0,
-            restart_sequences: flags & 0x02 != 0,
-            relations,
-        })
+        let relations = cursor.take(count.saturating_mul(4), "relids")?;
+        Ok(Self { database, flags, relations })
+    }
+
+    /// The tables' OIDs.
+    pub fn relations(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
+        self.relations.chunks_exact(4).map(|relation| u32_at(relation, 0))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rmgr::standby::Message;
 
     #[test]
     fn an_update_says_what_it_takes_from_the_old_tuple() {
@@ -366,8 +411,23 @@ mod tests {
         let mut main = vec![0; 12];
         main[4] = 1;
         main.extend(7_u32.to_le_bytes());
-        assert_eq!(Truncate::read(&main).expect("long enough").relations, [7]);
+        let truncate = Truncate::read(&main).expect("long enough");
+        assert_eq!(truncate.relations().collect::<Vec<_>>(), [7]);
         main[7] = 0x7F;
         assert!(Truncate::read(&main).is_err());
+    }
+
+    #[test]
+    fn inplace_has_messages_in_majors_that_say_so() {
+        let [without, with] = [17, 18].map(|major| Version::from_major(major).expect("known"));
+        let mut main = vec![3, 0, 0, 0, 5, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
+        main.extend([0xFB, 0, 0, 0, 5, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        let inplace = Inplace::read(&main, with).expect("long enough");
+        assert_eq!((inplace.offnum, inplace.init_file), (3, Some((5, 7))));
+        let messages: Vec<_> = inplace.messages.iter(with).collect();
+        assert_eq!(messages, [Message::Snapshot(9)]);
+        assert!(Inplace::read(&main[..35], with).is_err());
+        let inplace = Inplace::read(&main[..2], without).expect("long enough");
+        assert_eq!((inplace.init_file, inplace.messages.is_empty()), (None, true));
     }
 }

@@ -2,15 +2,20 @@
 //! did not fit into Heap's eight opcodes.
 //!
 //! The opcode is `xl_info & 0x70`; bit 0x80 says, of MULTI_INSERT, that the page is built from
-//! nothing. Opcodes 0x10, 0x20 and 0x30 mean something else before 14 and from 17 on.
+//! nothing. Opcodes 0x10, 0x20 and 0x30 are PRUNE, VACUUM and FREEZE_PAGE in some majors, PRUNE_ON_ACCESS,
+//! PRUNE_VACUUM_SCAN and PRUNE_VACUUM_CLEANUP in later ones
+//! ([`merge_prune_and_freeze`](crate::version::TableRecords::merge_prune_and_freeze)).
 //!
 //! ```text
 //! main data                                             block references
 //! REWRITE       40 bytes, then tuples, 36 bytes each      none; a file of `pg_logical/mappings`
 //! PRUNE         latestRemovedXid u32, nredirected u16,  0 heap page; data: pairs from, to;
-//!               ndead u16                                 dead; the rest unused; each u16
+//!               ndead u16 [, isCatalogRel u8]             dead; the rest unused; each u16
 //! VACUUM        nunused u16                             0 heap page; data: unused u16[]
 //! FREEZE_PAGE   cutoff_xid u32, ntuples u16             0 heap page; data: plans, 12 bytes each
+//!               [, isCatalogRel u8]                       [, offsets u16[] of the plans' tuples]
+//! PRUNE_*       reason u8 (not initialized), flags u8   0 heap page; data: parts, by flags, see below
+//!               [, conflict horizon u32, not aligned]
 //! VISIBLE       cutoff_xid u32, flags u8                0 visibility map page, 1 heap page
 //! MULTI_INSERT  flags u8, 1 unused, ntuples u16,        0 heap page; data: tuples, each at an
 //!               offsets u16[] unless the page is new      even offset from the data's start
@@ -27,24 +32,38 @@
 //!     10     1  frzflags                       7        datalen bytes: the tuple from byte 23 on
 //!     11     1  (unused)
 //!
-//! REWRITE (xl_heap_rewrite_mapping)
-//! offset  size  field
-//!      0     4  mapped_xid      whoever decodes this transaction may need the file
-//!      4     4  mapped_db       0 for shared catalogs
-//!      8     4  mapped_rel
-//!     16     8  offset          where in the file
-//!     24     4  num_mappings
-//!     32     8  start_lsn       where the rewrite began
+//! shared freeze plan (xlhp_freeze_plan)   parts of PRUNE_*, each if its flag says so, without gaps
+//! offset  size  field                     HAS_FREEZE_PLANS          nplans u16, 2 unused, plans
+//!      0     4  xmax                      HAS_REDIRECTIONS          count u16, pairs from, to
+//!      4     2  t_infomask2               HAS_DEAD_ITEMS            count u16, offsets
+//!      6     2  t_infomask                HAS_NOW_UNUSED_ITEMS      count u16, offsets
+//!      8     1  frzflags                  HAS_FREEZE_PLANS again    the offsets of each plan's tuples
+//!     10     2  ntuples
+//!
+//! REWRITE (xl_heap_rewrite_mapping)         NEW_CID (xl_heap_new_cid)
+//! offset  size  field                       offset  size  field
+//!      0     4  mapped_xid                       0     4  top_xid
+//!      4     4  mapped_db                        4     4  cmin
+//!      8     4  mapped_rel                       8     4  cmax
+//!     16     8  offset, in the file             12     4  combocid
+//!     24     4  num_mappings                    16    12  target_locator
+//!     32     8  start_lsn                       28     6  target_tid
 //! ```
 //!
-//! Rules: `src/include/access/heapam_xlog.h` of 15, `src/backend/access/heap/rewriteheap.c`.
+//! Rules: `src/include/access/heapam_xlog.h`, `src/backend/access/heap/rewriteheap.c`, and of PRUNE_*
+//! `heap_xlog_deserialize_prune_and_freeze` in `src/backend/access/rmgrdesc/heapdesc.c`.
 
-use crate::bytes::{u8_at, u16_at, u32_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::lsn::{Lsn, TransactionId};
+use crate::page::ItemPointer;
+use crate::relation::RelFileLocator;
 use crate::rmgr::heap::TupleImage;
 
+mod prune;
+
+pub use self::prune::*;
 pub use crate::rmgr::heap::{INIT_PAGE, OPCODE_MASK};
+pub use crate::rmgr::items::Offsets;
 
 /// `XLOG_HEAP2_REWRITE`.
 pub const REWRITE: u8 = 0x00;
@@ -54,6 +73,12 @@ pub const PRUNE: u8 = 0x10;
 pub const VACUUM: u8 = 0x20;
 /// `XLOG_HEAP2_FREEZE_PAGE`.
 pub const FREEZE_PAGE: u8 = 0x30;
+/// `XLOG_HEAP2_PRUNE_ON_ACCESS`.
+pub const PRUNE_ON_ACCESS: u8 = 0x10;
+/// `XLOG_HEAP2_PRUNE_VACUUM_SCAN`.
+pub const PRUNE_VACUUM_SCAN: u8 = 0x20;
+/// `XLOG_HEAP2_PRUNE_VACUUM_CLEANUP`.
+pub const PRUNE_VACUUM_CLEANUP: u8 = 0x30;
 /// `XLOG_HEAP2_VISIBLE`.
 pub const VISIBLE: u8 = 0x40;
 /// `XLOG_HEAP2_MULTI_INSERT`.
@@ -63,12 +88,6 @@ pub const LOCK_UPDATED: u8 = 0x60;
 /// `XLOG_HEAP2_NEW_CID`.
 pub const NEW_CID: u8 = 0x70;
 
-/// The old `xvac` of a moved tuple becomes frozen (`XLH_FREEZE_XVAC`).
-pub const FREEZE_XVAC: u8 = 0x02;
-/// The old `xvac` of a moved tuple becomes invalid (`XLH_INVALID_XVAC`).
-pub const INVALID_XVAC: u8 = 0x04;
-
-const FREEZE_PLAN_SIZE: usize = 12;
 /// `sizeof(LogicalRewriteMappingData)`.
 const MAPPING_SIZE: usize = 36;
 
@@ -126,119 +145,38 @@ impl<'a> RewriteMapping<'a> {
     }
 }
 
-/// Line pointer numbers, as they lie in a record.
+/// NEW_CID (`xl_heap_new_cid`): which commands of a transaction made and removed a catalog's tuple, for
+/// logical decoding. Changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offsets<'a>(&'a [u8]);
-
-impl<'a> Offsets<'a> {
-    /// How many there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.0.len() / 2
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = u16> + 'a {
-        self.0.chunks_exact(2).map(|pair| u16_at(pair, 0))
-    }
+pub struct NewCid {
+    /// The transaction, not its subtransaction.
+    pub top_xid: TransactionId,
+    /// The command that made the tuple, or all ones.
+    pub cmin: u32,
+    /// The command that removed it, or all ones.
+    pub cmax: u32,
+    /// What stands for both in the tuple, or all ones.
+    pub combo_cid: u32,
+    /// The catalog.
+    pub locator: RelFileLocator,
+    /// The tuple.
+    pub tid: ItemPointer,
 }
 
-/// PRUNE (`xl_heap_prune` and the data of its block).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prune<'a> {
-    /// The newest transaction whose tuples go.
-    pub latest_removed_xid: TransactionId,
-    redirected: Offsets<'a>,
-    /// Line pointers that become dead.
-    pub dead: Offsets<'a>,
-    /// Line pointers that become unused.
-    pub unused: Offsets<'a>,
-}
-
-impl<'a> Prune<'a> {
-    /// Reads main data and the data of block 0.
+impl NewCid {
+    /// Reads main data.
     ///
     /// # Errors
-    /// [`CursorError`] if either is too short.
-    pub fn read(main_data: &[u8], block_data: &'a [u8]) -> Result<Self, CursorError> {
+    /// [`CursorError`] if it is too short.
+    pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
-        let latest_removed_xid = TransactionId(cursor.u32("latestRemovedXid")?);
-        let redirected = usize::from(cursor.u16("nredirected")?);
-        let dead = usize::from(cursor.u16("ndead")?);
-        let mut cursor = Cursor::new(block_data);
         Ok(Self {
-            latest_removed_xid,
-            redirected: Offsets(cursor.take(redirected * 4, "redirected")?),
-            dead: Offsets(cursor.take(dead * 2, "nowdead")?),
-            unused: Offsets(cursor.rest()),
-        })
-    }
-
-    /// Line pointers that become redirections: (from, to).
-    pub fn redirected(&self) -> impl Iterator<Item = (u16, u16)> + 'a {
-        self.redirected.0.chunks_exact(4).map(|pair| (u16_at(pair, 0), u16_at(pair, 2)))
-    }
-}
-
-/// Reads VACUUM's main data and the data of block 0: the line pointers that become unused.
-///
-/// # Errors
-/// [`CursorError`] if either is too short.
-pub fn read_vacuum<'a>(main_data: &[u8], block_data: &'a [u8]) -> Result<Offsets<'a>, CursorError> {
-    let count = usize::from(Cursor::new(main_data).u16("nunused")?);
-    Ok(Offsets(Cursor::new(block_data).take(count * 2, "nowunused")?))
-}
-
-/// What freezing makes of one tuple (`xl_heap_freeze_tuple`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FreezePlan {
-    /// Its new xmax.
-    pub xmax: TransactionId,
-    /// Its line pointer.
-    pub offnum: u16,
-    /// Its new `t_infomask2`.
-    pub infomask2: u16,
-    /// Its new `t_infomask`.
-    pub infomask: u16,
-    /// [`FREEZE_XVAC`], [`INVALID_XVAC`] or 0.
-    pub flags: u8,
-}
-
-/// FREEZE_PAGE (`xl_heap_freeze_page` and the data of its block).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FreezePage<'a> {
-    /// Transactions before this one are frozen.
-    pub cutoff_xid: TransactionId,
-    plans: &'a [u8],
-}
-
-impl<'a> FreezePage<'a> {
-    /// Reads main data and the data of block 0.
-    ///
-    /// # Errors
-    /// [`CursorError`] if either is too short.
-    pub fn read(main_data: &[u8], block_data: &'a [u8]) -> Result<Self, CursorError> {
-        let mut cursor = Cursor::new(main_data);
-        let cutoff_xid = TransactionId(cursor.u32("cutoff_xid")?);
-        let count = usize::from(cursor.u16("ntuples")?);
-        let plans = Cursor::new(block_data).take(count * FREEZE_PLAN_SIZE, "freeze plans")?;
-        Ok(Self { cutoff_xid, plans })
-    }
-
-    /// What becomes of each tuple.
-    pub fn plans(&self) -> impl Iterator<Item = FreezePlan> + 'a {
-        self.plans.chunks_exact(FREEZE_PLAN_SIZE).map(|plan| FreezePlan {
-            xmax: TransactionId(u32_at(plan, 0)),
-            offnum: u16_at(plan, 4),
-            infomask2: u16_at(plan, 6),
-            infomask: u16_at(plan, 8),
-            flags: u8_at(plan, 10),
+            top_xid: TransactionId(cursor.u32("top_xid")?),
+            cmin: cursor.u32("cmin")?,
+            cmax: cursor.u32("cmax")?,
+            combo_cid: cursor.u32("combocid")?,
+            locator: cursor.locator("target_locator")?,
+            tid: ItemPointer::read(cursor.take(ItemPointer::SIZE, "target_tid")?, 0),
         })
     }
 }
@@ -288,7 +226,7 @@ impl<'a> MultiInsert<'a> {
         cursor.u8("padding")?;
         let tuple_count = cursor.u16("ntuples")?;
         let offsets = if info & INIT_PAGE == 0 {
-            Some(Offsets(cursor.take(usize::from(tuple_count) * 2, "offsets")?))
+            Some(Offsets::read(&mut cursor, tuple_count, "offsets")?)
         } else {
             None
         };
@@ -320,7 +258,7 @@ pub struct MultiInsertTuples<'a, 'b> {
 impl<'b> MultiInsertTuples<'_, 'b> {
     fn read_tuple(&mut self) -> Result<(u16, TupleImage<'b>), CursorError> {
         let offnum = match self.offsets {
-            Some(offsets) => u16_at(offsets.0, usize::from(self.next) * 2),
+            Some(offsets) => offsets.get(usize::from(self.next)),
             None => self.next.saturating_add(1),
         };
         if (self.length - self.cursor.rest().len()) % 2 == 1 {
@@ -372,17 +310,6 @@ mod tests {
         for length in 0..main.len() {
             assert!(RewriteMapping::read(&main[..length]).is_err(), "{length}");
         }
-    }
-
-    #[test]
-    fn prune_splits_its_offsets() {
-        let main = [0, 0, 0, 0, 1, 0, 2, 0];
-        let data: Vec<u8> = [1_u16, 2, 3, 4, 5, 6].iter().flat_map(|o| o.to_le_bytes()).collect();
-        let prune = Prune::read(&main, &data).expect("long enough");
-        assert_eq!(prune.redirected().collect::<Vec<_>>(), [(1, 2)]);
-        assert_eq!(prune.dead.iter().collect::<Vec<_>>(), [3, 4]);
-        assert_eq!(prune.unused.iter().collect::<Vec<_>>(), [5, 6]);
-        assert!(Prune::read(&main, &data[..6]).is_err());
     }
 
     #[test]

@@ -2,19 +2,25 @@
 //!
 //! Rules: `src/include/access/rmgrlist.h`; what their records contain is in one file each.
 
+pub mod brin;
 pub mod btree;
 pub mod clog;
 pub mod commit_ts;
 pub mod database;
 pub mod generic;
+pub mod gin;
+pub mod gist;
+pub mod hash;
 pub mod heap;
 pub mod heap2;
+pub mod items;
 pub mod logical_message;
 pub mod multixact;
 pub mod relmap;
 pub mod replication_origin;
 pub mod sequence;
 pub mod smgr;
+pub mod spgist;
 pub mod standby;
 pub mod tablespace;
 pub mod xact;
@@ -66,7 +72,12 @@ impl RmgrId {
     pub const HEAP2: Self = Self(9);
     pub const HEAP: Self = Self(10);
     pub const BTREE: Self = Self(11);
+    pub const HASH: Self = Self(12);
+    pub const GIN: Self = Self(13);
+    pub const GIST: Self = Self(14);
     pub const SEQUENCE: Self = Self(15);
+    pub const SPGIST: Self = Self(16);
+    pub const BRIN: Self = Self(17);
     pub const COMMIT_TS: Self = Self(18);
     pub const REPLICATION_ORIGIN: Self = Self(19);
     pub const GENERIC: Self = Self(20);

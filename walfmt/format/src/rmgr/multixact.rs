@@ -74,7 +74,8 @@ pub struct Create<'a> {
 pub struct Member {
     /// The transaction.
     pub xid: TransactionId,
-    /// What it holds the row for (`MultiXactStatus`), 0 to 5.
+    /// What it holds the row for (`MultiXactStatus`), 0 to 5; 255 if no byte can hold it, which
+    /// [`Create::read`] refuses.
     pub status: u8,
 }
 
@@ -85,26 +86,38 @@ impl<'a> Create<'a> {
     /// [`MultiXactError`] if its length is not what its own fields say, or there is no such status.
     pub fn read(main_data: &'a [u8]) -> Result<Self, MultiXactError> {
         let mut cursor = Cursor::new(main_data);
+        let create = Self::read_from(&mut cursor)?;
+        cursor.finish("members")?;
+        if create.multi == 0 {
+            return Err(MultiXactError::Invalid);
+        }
+        let mut statuses = create.members.chunks_exact(MEMBER_SIZE).map(|member| u32_at(member, 4));
+        match statuses.find(|status| *status > STATUS_MAX) {
+            Some(status) => Err(MultiXactError::Status(status)),
+            None => Ok(create),
+        }
+    }
+
+    /// Reads main data as they are written, whether or not there can be such a multixact.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &'a [u8]) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data))
+    }
+
+    fn read_from(cursor: &mut Cursor<'a>) -> Result<Self, CursorError> {
         let multi = cursor.u32("mid")?;
         let offset = cursor.u32("moff")?;
         let count = cursor.count(MEMBER_SIZE, "nmembers")?;
-        let members = cursor.take(count * MEMBER_SIZE, "members")?;
-        cursor.finish("members")?;
-        if multi == 0 {
-            return Err(MultiXactError::Invalid);
-        }
-        let mut statuses = members.chunks_exact(MEMBER_SIZE).map(|member| u32_at(member, 4));
-        match statuses.find(|status| *status > STATUS_MAX) {
-            Some(status) => Err(MultiXactError::Status(status)),
-            None => Ok(Self { multi, offset, members }),
-        }
+        Ok(Self { multi, offset, members: cursor.take(count * MEMBER_SIZE, "members")? })
     }
 
     /// Its members, in order.
     pub fn members(&self) -> impl ExactSizeIterator<Item = Member> + 'a {
         self.members.chunks_exact(MEMBER_SIZE).map(|member| Member {
             xid: TransactionId(u32_at(member, 0)),
-            status: u32_at(member, 4) as u8,
+            status: u8::try_from(u32_at(member, 4)).unwrap_or(u8::MAX),
         })
     }
 
@@ -137,14 +150,26 @@ impl Truncate {
     /// [`CursorError`] if it is not 20 bytes.
     pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
-        let truncate = Self {
+        let truncate = Self::read_from(&mut cursor)?;
+        cursor.finish("endTruncMemb").map(|()| truncate)
+    }
+
+    /// Reads main data, of which there may be more.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &[u8]) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data))
+    }
+
+    fn read_from(cursor: &mut Cursor<'_>) -> Result<Self, CursorError> {
+        Ok(Self {
             oldest_multi_db: cursor.u32("oldestMultiDB")?,
             start_multi: cursor.u32("startTruncOff")?,
             end_multi: cursor.u32("endTruncOff")?,
             start_offset: cursor.u32("startTruncMemb")?,
             end_offset: cursor.u32("endTruncMemb")?,
-        };
-        cursor.finish("endTruncMemb").map(|()| truncate)
+        })
     }
 }
 
@@ -164,13 +189,22 @@ pub fn read_zero_members_page(main_data: &[u8], version: &Version) -> Result<u64
     read_page(main_data, version, &MULTIXACT_MEMBERS)
 }
 
+/// Reads ZERO_OFF_PAGE's or ZERO_MEM_PAGE's main data as they are written, whether or not there can
+/// be such a page.
+///
+/// # Errors
+/// [`CursorError`] if they are too short.
+pub fn read_written_page(main_data: &[u8], version: &Version) -> Result<i64, CursorError> {
+    Cursor::new(main_data).slru_page(version)
+}
+
 fn read_page(
     main_data: &[u8],
     version: &Version,
     slru: &'static SlruKind,
 ) -> Result<u64, MultiXactError> {
     let SlruKind { directory, page_max, .. } = *slru;
-    let page = Cursor::new(main_data).slru_page(version)?;
+    let page = read_written_page(main_data, version)?;
     match u64::try_from(page) {
         Ok(page) if page <= page_max => Ok(page),
         _ => Err(MultiXactError::Page { page, directory, page_max }),

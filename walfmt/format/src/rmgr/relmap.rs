@@ -100,6 +100,28 @@ pub fn check_file(bytes: &[u8], version: &Version) -> Result<(), RelMapFileError
     Ok(())
 }
 
+/// What UPDATE says before the map, as it is written, whether or not there can be such a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpdateHeader {
+    /// Whose map it is.
+    pub database: DatabaseLocator,
+    /// The map's size in bytes; in C it has a sign.
+    pub size: i32,
+}
+
+impl UpdateHeader {
+    /// Reads the beginning of main data.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read(main_data: &[u8]) -> Result<Self, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        let database = cursor.u32("dbid")?;
+        let database = DatabaseLocator { database, tablespace: cursor.u32("tsid")? };
+        Ok(Self { database, size: cursor.i32("nbytes")? })
+    }
+}
+
 /// UPDATE (`xl_relmap_update`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelationMap<'a> {

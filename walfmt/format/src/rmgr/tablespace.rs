@@ -45,11 +45,25 @@ impl<'a> CreateTablespace<'a> {
     /// [`TablespaceError`] if the path has no end, or there can be no such tablespace.
     pub fn read(main_data: &'a [u8]) -> Result<Self, TablespaceError> {
         let mut cursor = Cursor::new(main_data);
-        let tablespace = read_oid(&mut cursor)?;
+        let create = Self::read_from(&mut cursor)?;
+        check(create.tablespace)?;
+        cursor.finish("ts_path")?;
+        Ok(create)
+    }
+
+    /// Reads main data as they are written, whether or not there can be such a tablespace.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &'a [u8]) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data))
+    }
+
+    fn read_from(cursor: &mut Cursor<'a>) -> Result<Self, CursorError> {
+        let tablespace = cursor.u32("ts_id")?;
         let length = cursor.rest().iter().take_while(|byte| **byte != 0).count();
         let location = cursor.take(length, "ts_path")?;
         cursor.u8("end of ts_path")?;
-        cursor.finish("ts_path")?;
         Ok(Self { tablespace, location })
     }
 }
@@ -60,13 +74,21 @@ impl<'a> CreateTablespace<'a> {
 /// [`TablespaceError`] if its length is wrong, or there can be no such tablespace.
 pub fn read_drop(main_data: &[u8]) -> Result<u32, TablespaceError> {
     let mut cursor = Cursor::new(main_data);
-    let tablespace = read_oid(&mut cursor)?;
+    let tablespace = check(cursor.u32("ts_id")?)?;
     cursor.finish("ts_id")?;
     Ok(tablespace)
 }
 
-fn read_oid(cursor: &mut Cursor<'_>) -> Result<u32, TablespaceError> {
-    match cursor.u32("ts_id")? {
+/// Reads DROP's main data as they are written, whether or not there can be such a tablespace.
+///
+/// # Errors
+/// [`CursorError`] if they are too short.
+pub fn read_written_drop(main_data: &[u8]) -> Result<u32, CursorError> {
+    Cursor::new(main_data).u32("ts_id")
+}
+
+const fn check(tablespace: u32) -> Result<u32, TablespaceError> {
+    match tablespace {
         oid @ (0 | DEFAULT_TABLESPACE | GLOBAL_TABLESPACE) => Err(TablespaceError::BuiltIn(oid)),
         oid => Ok(oid),
     }

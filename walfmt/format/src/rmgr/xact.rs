@@ -9,11 +9,14 @@
 //!   dbId u32, tsId u32                              DBINFO
 //!   nsubxacts i32, xids u32[]                       SUBXACTS
 //!   nrels i32, locators 12 bytes[]                  RELFILENODES
-//!   nitems i32, items 12 bytes[]                    DROPPED_STATS
+//!   nitems i32, items[]                             DROPPED_STATS
 //!   nmsgs i32, messages 16 bytes[]                  INVALS
 //!   xid u32                                         TWOPHASE
 //!   gid, NUL-terminated                             GID
 //!   origin_lsn u64, origin_timestamp i64            ORIGIN
+//!
+//! item of dropped statistics, 12 bytes: kind i32, dboid u32, objoid u32
+//!               from 18 on, 16 bytes: kind i32, dboid u32, objid_lo u32, objid_hi u32
 //!
 //! ASSIGNMENT     xtop u32, nsubxacts i32, xids u32[]
 //! INVALIDATIONS  nmsgs i32, messages 16 bytes[]
@@ -47,10 +50,11 @@
 //! `src/backend/access/rmgrdesc/xactdesc.c`, `StartPrepare` in
 //! `src/backend/access/transam/twophase.c`.
 
-use crate::bytes::u32_at;
+use crate::bytes::{i32_at, u32_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::lsn::{Lsn, TransactionId};
 use crate::relation::RelFileLocator;
+use crate::rmgr::standby::Messages;
 use crate::version::Version;
 
 /// The bits of `xl_info` that are the opcode (`XLOG_XACT_OPMASK`).
@@ -73,7 +77,7 @@ pub const ASSIGNMENT: u8 = 0x50;
 /// `XLOG_XACT_INVALIDATIONS`.
 pub const INVALIDATIONS: u8 = 0x60;
 
-/// Bits of `xinfo` (`XACT_XINFO_HAS_*`).
+/// Bits of `xinfo` (`XACT_XINFO_HAS_*`, `XACT_COMPLETION_*`).
 #[allow(missing_docs)] // the names are PostgreSQL's
 pub mod xinfo {
     pub const DBINFO: u32 = 0x001;
@@ -85,13 +89,15 @@ pub mod xinfo {
     pub const AE_LOCKS: u32 = 0x040;
     pub const GID: u32 = 0x080;
     pub const DROPPED_STATS: u32 = 0x100;
+    pub const APPLY_FEEDBACK: u32 = 1 << 29;
+    pub const UPDATE_RELCACHE_FILE: u32 = 1 << 30;
+    pub const FORCE_SYNC_COMMIT: u32 = 1 << 31;
 }
 
 /// How a prepared transaction's state begins (`TWOPHASE_MAGIC`).
 pub const TWO_PHASE_MAGIC: u32 = 0x57F9_4534;
 
 const LOCATOR_SIZE: usize = 12;
-const INVALIDATION_SIZE: usize = 16;
 
 /// The end of a transaction (`xl_xact_parsed_commit`, `xl_xact_parsed_abort`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +116,10 @@ pub struct End<'a> {
     pub gid: Option<&'a [u8]>,
     /// Where the transaction committed on the node it came from, and when.
     pub origin: Option<(Lsn, i64)>,
+    /// The statistics of what it drops.
+    pub dropped_stats: DroppedStats<'a>,
+    /// What other sessions must forget.
+    pub messages: Messages<'a>,
 }
 
 impl<'a> End<'a> {
@@ -119,6 +129,28 @@ impl<'a> End<'a> {
     /// [`CursorError`] if its length is not what its own fields say.
     pub fn read(main_data: &'a [u8], info: u8, version: &Version) -> Result<Self, CursorError> {
         let mut cursor = Cursor::new(main_data);
+        let end = Self::read_from(&mut cursor, info, version)?;
+        cursor.finish("the last part of a transaction's end")?;
+        Ok(end)
+    }
+
+    /// Reads main data, of which there may be more.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(
+        main_data: &'a [u8],
+        info: u8,
+        version: &Version,
+    ) -> Result<Self, CursorError> {
+        Self::read_from(&mut Cursor::new(main_data), info, version)
+    }
+
+    fn read_from(
+        cursor: &mut Cursor<'a>,
+        info: u8,
+        version: &Version,
+    ) -> Result<Self, CursorError> {
         let time = cursor.i64("xact_time")?;
         let xinfo = if info & HAS_INFO == 0 { 0 } else { cursor.u32("xinfo")? };
         let has = |bit: u32| xinfo & bit != 0;
@@ -136,8 +168,9 @@ impl<'a> End<'a> {
         };
         let subxacts = array(has(xinfo::SUBXACTS), 4, "nsubxacts")?;
         let locators = array(has(xinfo::RELFILENODES), LOCATOR_SIZE, "nrels")?;
-        array(has(xinfo::DROPPED_STATS), version.dropped_stats_item_size, "nitems")?;
-        array(has(xinfo::INVALS), INVALIDATION_SIZE, "nmsgs")?;
+        let dropped_stats =
+            array(has(xinfo::DROPPED_STATS), version.dropped_stats_item_size, "nitems")?;
+        let messages = array(has(xinfo::INVALS), Messages::MESSAGE_SIZE, "nmsgs")?;
         let mut twophase_xid = None;
         let mut gid = None;
         if has(xinfo::TWOPHASE) {
@@ -153,12 +186,22 @@ impl<'a> End<'a> {
         } else {
             None
         };
-        cursor.finish("the last part of a transaction's end")?;
-        Ok(Self { time, xinfo, database, subxacts, locators, twophase_xid, gid, origin })
+        Ok(Self {
+            time,
+            xinfo,
+            database,
+            subxacts,
+            locators,
+            twophase_xid,
+            gid,
+            origin,
+            dropped_stats: DroppedStats { items: dropped_stats },
+            messages: Messages::from_bytes(messages),
+        })
     }
 
     /// The subtransactions that share this outcome.
-    pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
+    pub fn subxacts(&self) -> impl ExactSizeIterator<Item = TransactionId> + 'a {
         xids(self.subxacts)
     }
 
@@ -171,6 +214,41 @@ impl<'a> End<'a> {
     #[must_use]
     pub const fn drops_relations(&self) -> bool {
         !self.locators.is_empty()
+    }
+}
+
+/// Statistics that go with a transaction (`xl_xact_stats_item`s).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedStats<'a> {
+    items: &'a [u8],
+}
+
+/// The statistics of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatsItem {
+    /// Which kind of statistics (`PgStat_Kind`).
+    pub kind: i32,
+    /// The object's database, 0 if it is shared.
+    pub database: u32,
+    /// The object: an OID up to 17, more than that from 18 on.
+    pub object: u64,
+}
+
+impl<'a> DroppedStats<'a> {
+    /// The items.
+    pub fn iter(&self, version: &Version) -> impl Iterator<Item = StatsItem> + 'a {
+        self.items.chunks_exact(version.dropped_stats_item_size).map(|item| StatsItem {
+            kind: i32_at(item, 0),
+            database: u32_at(item, 4),
+            // The high half, which is not in shorter items, then reads as 0.
+            object: u64::from(u32_at(item, 12)) << 32 | u64::from(u32_at(item, 8)),
+        })
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.items.is_empty()
     }
 }
 
@@ -219,6 +297,14 @@ pub struct Prepare<'a> {
     subxacts: &'a [u8],
     commit_locators: &'a [u8],
     abort_locators: &'a [u8],
+    /// The statistics of what a commit drops.
+    pub dropped_stats_of_commit: DroppedStats<'a>,
+    /// The statistics of what an abort drops.
+    pub dropped_stats_of_abort: DroppedStats<'a>,
+    /// If it commits, the file that new sessions read the relation cache from is out of date.
+    pub init_file: bool,
+    /// What other sessions must forget if it commits.
+    pub messages: Messages<'a>,
 }
 
 impl<'a> Prepare<'a> {
@@ -237,10 +323,27 @@ impl<'a> Prepare<'a> {
         if u64::from(total_length) != expected {
             return Err(PrepareError::TotalLength { expected, found: total_length });
         }
-        let xid = TransactionId(cursor.u32("xid")?);
-        if !xid.is_normal() {
-            return Err(PrepareError::Xid(xid));
+        let prepare = Self::read_from(&mut cursor, version)?;
+        if !prepare.xid.is_normal() {
+            return Err(PrepareError::Xid(prepare.xid));
         }
+        Ok(prepare)
+    }
+
+    /// Reads main data as they are written, whether or not they are the state of a transaction that
+    /// is prepared.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &'a [u8], version: &Version) -> Result<Self, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        cursor.u64("magic and total_len")?;
+        Self::read_from(&mut cursor, version)
+    }
+
+    /// From `xid` on.
+    fn read_from(cursor: &mut Cursor<'a>, version: &Version) -> Result<Self, CursorError> {
+        let xid = TransactionId(cursor.u32("xid")?);
         let database = cursor.u32("database")?;
         let prepared_at = cursor.i64("prepared_at")?;
         let owner = cursor.u32("owner")?;
@@ -249,8 +352,8 @@ impl<'a> Prepare<'a> {
         let nabortrels = cursor.count(LOCATOR_SIZE, "nabortrels")?;
         let ncommitstats = cursor.count(version.dropped_stats_item_size, "ncommitstats")?;
         let nabortstats = cursor.count(version.dropped_stats_item_size, "nabortstats")?;
-        let ninvalmsgs = cursor.count(INVALIDATION_SIZE, "ninvalmsgs")?;
-        cursor.u8("initfileinval")?;
+        let ninvalmsgs = cursor.count(Messages::MESSAGE_SIZE, "ninvalmsgs")?;
+        let init_file = cursor.u8("initfileinval")? != 0;
         cursor.u8("padding after initfileinval")?;
         let gid_length = cursor.u16("gidlen")?;
         let origin_lsn = Lsn(cursor.u64("origin_lsn")?);
@@ -264,9 +367,9 @@ impl<'a> Prepare<'a> {
         let subxacts = part(nsubxacts * 4, "subxacts")?;
         let commit_locators = part(ncommitrels * LOCATOR_SIZE, "commitrels")?;
         let abort_locators = part(nabortrels * LOCATOR_SIZE, "abortrels")?;
-        part(ncommitstats * version.dropped_stats_item_size, "commitstats")?;
-        part(nabortstats * version.dropped_stats_item_size, "abortstats")?;
-        part(ninvalmsgs * INVALIDATION_SIZE, "invalmsgs")?;
+        let commit_stats = part(ncommitstats * version.dropped_stats_item_size, "commitstats")?;
+        let abort_stats = part(nabortstats * version.dropped_stats_item_size, "abortstats")?;
+        let messages = part(ninvalmsgs * Messages::MESSAGE_SIZE, "invalmsgs")?;
         Ok(Self {
             xid,
             database,
@@ -278,11 +381,15 @@ impl<'a> Prepare<'a> {
             subxacts,
             commit_locators,
             abort_locators,
+            dropped_stats_of_commit: DroppedStats { items: commit_stats },
+            dropped_stats_of_abort: DroppedStats { items: abort_stats },
+            init_file,
+            messages: Messages::from_bytes(messages),
         })
     }
 
     /// Its subtransactions.
-    pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
+    pub fn subxacts(&self) -> impl ExactSizeIterator<Item = TransactionId> + 'a {
         xids(self.subxacts)
     }
 
@@ -318,12 +425,12 @@ impl<'a> Assignment<'a> {
     }
 
     /// Its subtransactions.
-    pub fn subxacts(&self) -> impl Iterator<Item = TransactionId> + 'a {
+    pub fn subxacts(&self) -> impl ExactSizeIterator<Item = TransactionId> + 'a {
         xids(self.subxacts)
     }
 }
 
-fn xids(bytes: &[u8]) -> impl Iterator<Item = TransactionId> + '_ {
+fn xids(bytes: &[u8]) -> impl ExactSizeIterator<Item = TransactionId> + '_ {
     bytes.chunks_exact(4).map(|xid| TransactionId(u32_at(xid, 0)))
 }
 

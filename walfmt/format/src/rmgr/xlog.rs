@@ -24,15 +24,17 @@
 //!      0     4  MaxConnections              0     8  rp_time
 //!      4     4  max_worker_processes        8    64  rp_name, NUL-terminated
 //!      8     4  max_wal_senders
-//!     12     4  max_prepared_xacts     END_OF_RECOVERY, 16 bytes
+//!     12     4  max_prepared_xacts     END_OF_RECOVERY, 16 bytes, from 17 on 24
 //!     16     4  max_locks_per_xact          0     8  end_time
 //!     20     4  wal_level                   8     4  ThisTimeLineID
 //!     24     1  wal_log_hints              12     4  PrevTimeLineID
-//!     25     1  track_commit_timestamp
+//!     25     1  track_commit_timestamp     16     4  wal_level, from 17 on
+//!
 //!                                      OVERWRITE_CONTRECORD, 16 bytes
 //! NEXTOID:     u32                          0     8  overwritten_lsn
 //! BACKUP_END:  u64, where it began          8     8  overwrite_time
 //! FPW_CHANGE:  bool
+//! CHECKPOINT_REDO, from 17 on: i32, the wal_level
 //! SWITCH, NOOP, FPI, FPI_FOR_HINT: nothing; the two last have block references
 //! ```
 //!
@@ -43,6 +45,7 @@ use crate::bytes::{i64_at, put, u8_at, u32_at, u64_at};
 use crate::cursor::{Cursor, CursorError};
 use crate::lsn::{Lsn, Timeline, TransactionId};
 use crate::record::Record;
+use crate::version::Version;
 
 /// `XLOG_CHECKPOINT_SHUTDOWN`.
 pub const CHECKPOINT_SHUTDOWN: u8 = 0x00;
@@ -70,6 +73,9 @@ pub const FPI_FOR_HINT: u8 = 0xA0;
 pub const FPI: u8 = 0xB0;
 /// `XLOG_OVERWRITE_CONTRECORD`.
 pub const OVERWRITE_CONTRECORD: u8 = 0xD0;
+
+/// `XLOG_CHECKPOINT_REDO`, where [`Version::checkpoints_say_wal_level`].
+pub const CHECKPOINT_REDO: u8 = 0xE0;
 
 /// Size of [`CheckPoint`] on disk, in bytes.
 pub const CHECKPOINT_SIZE: usize = 88;
@@ -188,9 +194,65 @@ impl WalLevel {
     }
 }
 
-/// The settings a standby must follow (`xl_parameter_change`).
+/// The `wal_level` that a checkpoint's record says was in force, if this major's does: a number, as it
+/// is written.
+///
+/// # Errors
+/// [`CursorError`] if it is too short.
+pub fn checkpoint_wal_level(
+    main_data: &[u8],
+    version: &Version,
+) -> Result<Option<i32>, CursorError> {
+    read_wal_level_at(main_data, 20, version)
+}
+
+/// The same of END_OF_RECOVERY.
+///
+/// # Errors
+/// [`CursorError`] if it is too short.
+pub fn end_of_recovery_wal_level(
+    main_data: &[u8],
+    version: &Version,
+) -> Result<Option<i32>, CursorError> {
+    read_wal_level_at(main_data, 16, version)
+}
+
+fn read_wal_level_at(
+    main_data: &[u8],
+    offset: usize,
+    version: &Version,
+) -> Result<Option<i32>, CursorError> {
+    if !version.checkpoints_say_wal_level {
+        return Ok(None);
+    }
+    let mut cursor = Cursor::new(main_data);
+    cursor.take(offset, "what is before wal_level")?;
+    cursor.i32("wal_level").map(Some)
+}
+
+/// Reads CHECKPOINT_REDO's main data: the `wal_level`, a number as it is written.
+///
+/// # Errors
+/// [`CursorError`] if it is too short.
+pub fn read_checkpoint_redo(main_data: &[u8]) -> Result<i32, CursorError> {
+    Cursor::new(main_data).i32("wal_level")
+}
+
+/// Reads RESTORE_POINT's main data: when, in microseconds since 2000-01-01 UTC, and the name.
+///
+/// # Errors
+/// [`CursorError`] if it is too short.
+pub fn read_restore_point(main_data: &[u8]) -> Result<(i64, &[u8]), CursorError> {
+    let mut cursor = Cursor::new(main_data);
+    let time = cursor.i64("rp_time")?;
+    let name = cursor.take(RESTORE_POINT_NAME_SIZE, "rp_name")?;
+    Ok((time, name.split(|byte| *byte == 0).next().unwrap_or_default()))
+}
+
+/// The settings a standby must follow (`xl_parameter_change`). `L` is [`WalLevel`], or `i32` where
+/// the number is kept as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParameterChange {
+pub struct ParameterChange<L = WalLevel> {
     /// `max_connections`.
     pub max_connections: i32,
     /// `max_worker_processes`.
@@ -202,7 +264,7 @@ pub struct ParameterChange {
     /// `max_locks_per_transaction`.
     pub max_locks_per_xact: i32,
     /// `wal_level`.
-    pub wal_level: WalLevel,
+    pub wal_level: L,
     /// `wal_log_hints`.
     pub wal_log_hints: bool,
     /// `track_commit_timestamp`.
@@ -290,11 +352,9 @@ impl Change {
             NEXTOID => Self::NextOid(cursor.u32("nextOid")?),
             SWITCH => Self::Switch,
             BACKUP_END => Self::BackupEnd { start_point: Lsn(cursor.u64("startpoint")?) },
-            PARAMETER_CHANGE => Self::ParameterChange(read_parameter_change(&mut cursor)?),
+            PARAMETER_CHANGE => Self::ParameterChange(ParameterChange::read(record.main_data)?),
             RESTORE_POINT => {
-                let time = cursor.i64("rp_time")?;
-                let name = cursor.take(RESTORE_POINT_NAME_SIZE, "rp_name")?;
-                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                let (time, name) = read_restore_point(record.main_data)?;
                 Self::RestorePoint { time, name: name.to_vec() }
             }
             FPW_CHANGE => Self::FullPageWrites(cursor.u8("fullPageWrites")? != 0),
@@ -312,23 +372,42 @@ impl Change {
     }
 }
 
-fn read_parameter_change(cursor: &mut Cursor<'_>) -> Result<ParameterChange, XlogError> {
-    let max_connections = cursor.i32("MaxConnections")?;
-    let max_worker_processes = cursor.i32("max_worker_processes")?;
-    let max_wal_senders = cursor.i32("max_wal_senders")?;
-    let max_prepared_xacts = cursor.i32("max_prepared_xacts")?;
-    let max_locks_per_xact = cursor.i32("max_locks_per_xact")?;
-    let wal_level = cursor.i32("wal_level")?;
-    Ok(ParameterChange {
-        max_connections,
-        max_worker_processes,
-        max_wal_senders,
-        max_prepared_xacts,
-        max_locks_per_xact,
-        wal_level: WalLevel::from_number(wal_level).ok_or(XlogError::WalLevel(wal_level))?,
-        wal_log_hints: cursor.u8("wal_log_hints")? != 0,
-        track_commit_timestamp: cursor.u8("track_commit_timestamp")? != 0,
-    })
+impl ParameterChange {
+    fn read(main_data: &[u8]) -> Result<Self, XlogError> {
+        let written = ParameterChange::<i32>::read_written(main_data)?;
+        let wal_level = written.wal_level;
+        Ok(Self {
+            max_connections: written.max_connections,
+            max_worker_processes: written.max_worker_processes,
+            max_wal_senders: written.max_wal_senders,
+            max_prepared_xacts: written.max_prepared_xacts,
+            max_locks_per_xact: written.max_locks_per_xact,
+            wal_level: WalLevel::from_number(wal_level).ok_or(XlogError::WalLevel(wal_level))?,
+            wal_log_hints: written.wal_log_hints,
+            track_commit_timestamp: written.track_commit_timestamp,
+        })
+    }
+}
+
+impl ParameterChange<i32> {
+    /// Reads PARAMETER_CHANGE's main data as they are written, whether or not there is such a
+    /// `wal_level`.
+    ///
+    /// # Errors
+    /// [`CursorError`] if they are too short.
+    pub fn read_written(main_data: &[u8]) -> Result<Self, CursorError> {
+        let mut cursor = Cursor::new(main_data);
+        Ok(Self {
+            max_connections: cursor.i32("MaxConnections")?,
+            max_worker_processes: cursor.i32("max_worker_processes")?,
+            max_wal_senders: cursor.i32("max_wal_senders")?,
+            max_prepared_xacts: cursor.i32("max_prepared_xacts")?,
+            max_locks_per_xact: cursor.i32("max_locks_per_xact")?,
+            wal_level: cursor.i32("wal_level")?,
+            wal_log_hints: cursor.u8("wal_log_hints")? != 0,
+            track_commit_timestamp: cursor.u8("track_commit_timestamp")? != 0,
+        })
+    }
 }
 
 #[cfg(test)]

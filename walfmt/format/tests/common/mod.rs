@@ -3,6 +3,8 @@
 // Each test file uses a part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod script;
+
 use walfmt::record::{RECORD_HEADER_SIZE, record_crc};
 use walfmt::rmgr::{RmgrId, xlog};
 use walfmt::stream::{RecordStream, Step, Stop, StreamStart};
@@ -294,7 +296,7 @@ impl Outcome {
             let (piece, rest) = bytes.split_at(cut.min(bytes.len()));
             bytes = rest;
             let end = stream.pushed_end().advance(piece.len() as u64);
-            assert_eq!(stream.push_buffer(piece.to_vec()), []);
+            assert_eq!(stream.push_buffer(piece.to_vec()), Vec::<u8>::new());
             assert_eq!(stream.pushed_end(), end);
             if outcome.poll_all(stream) || bytes.is_empty() {
                 return outcome;
