@@ -113,6 +113,11 @@ impl Reader {
         self.files[0].header
     }
 
+    /// Before this position all rows were read.
+    pub(crate) fn end(&self) -> Lsn {
+        self.end
+    }
+
     /// The next chunk, if there is one by now.
     pub(crate) fn next(&mut self) -> Result<Option<Chunk>, Trouble> {
         loop {

@@ -29,6 +29,8 @@ pub(crate) struct Writer {
     open: Option<OpenFile>,
     /// Before it, all rows are there. Invalid if there are none at all.
     end: Lsn,
+    /// See [`Writer::oldest`].
+    oldest: Option<Lsn>,
     is_dirty: bool,
     buffer: Vec<u8>,
     /// [`FILE_BYTES_MAX`].
@@ -60,6 +62,7 @@ impl Writer {
             major,
             open: None,
             end: Lsn::INVALID,
+            oldest: None,
             is_dirty: false,
             buffer: Vec::new(),
             file_bytes_max: FILE_BYTES_MAX,
@@ -81,6 +84,12 @@ impl Writer {
     /// Before it, all rows are there; nothing if there are none.
     pub(crate) fn end(&self) -> Option<Lsn> {
         self.end.is_valid().then_some(self.end)
+    }
+
+    /// Where the first row may be of a transaction that had not ended at the start of the file that was
+    /// opened; nothing if rows of such transactions are in no file.
+    pub(crate) fn oldest(&self) -> Option<Lsn> {
+        self.oldest
     }
 
     fn reopen(
@@ -128,6 +137,9 @@ impl Writer {
             file.sync_all().map_err(|error| trouble("syncing", path, error))?;
         }
         self.end = end;
+        self.oldest = header.continues.then_some(header.oldest);
+        // Whoever wrote it may have been killed before he synced it.
+        self.is_dirty = true;
         Ok(Some(OpenFile { path: path.to_owned(), file, start: header.start, length, crc }))
     }
 

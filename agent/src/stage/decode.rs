@@ -125,9 +125,10 @@ pub(crate) fn run(node: &Arc<Node>) {
     if let Err(trouble) = run_until_end(node, capture, config) {
         node.stages.fail(STAGE, State::Stopped, &trouble);
         capture.lock().has_failed = true;
-        capture.rows.abandon();
-        capture.changed.notify_all();
     }
+    // A promotion waits for whoever takes rows.
+    capture.rows.abandon();
+    capture.changed.notify_all();
 }
 
 fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Result<(), Trouble> {
@@ -182,6 +183,7 @@ impl<'a> Capturing<'a> {
         // Before replay is told that it may begin.
         catalogs.tell_files(&capture.rows);
         let end = writer.end();
+        catalogs.decoder.set_oldest(writer.oldest());
         {
             let mut state = capture.lock();
             state.end = Some(end);
@@ -206,14 +208,16 @@ impl<'a> Capturing<'a> {
             let has_ended = self.capture.replay_has_ended.load(Ordering::SeqCst);
             entries.clear();
             let taken = self.capture.rows.take(&mut entries, CHUNK_BYTES, IDLE_WAIT);
-            if !self.put(&entries, taken)? {
-                return Ok(false);
-            }
+            // Looked at after rows were taken and before they are put: replay says where they begin
+            // before it brings the first one, and does not wait.
             let begin = self.capture.lock().begin.take();
             if let Some((at, entries, catalogs)) = begin {
                 self.catalogs = catalogs;
                 self.begin(at, &entries)?;
                 self.node.stages.set(STAGE, State::Streaming, "");
+            }
+            if !self.put(&entries, taken)? {
+                return Ok(false);
             }
             if has_ended && entries.is_empty() {
                 return Ok(true);
@@ -235,12 +239,11 @@ impl<'a> Capturing<'a> {
         if end > from {
             let new = after(entries, from)?;
             if !new.is_empty() {
-                self.catalogs.put(new)?;
+                let needed = toast::needed(new, &mut self.catalogs)?;
                 self.catalogs.tell_files(rows);
                 let ended = || self.capture.replay_has_ended.load(Ordering::SeqCst);
                 let before = self.unknown;
-                let decoder = &self.catalogs.decoder;
-                let whole = toast::complete(new, decoder, rows, ended, &mut self.unknown)?;
+                let whole = toast::complete(new, needed, rows, ended, &mut self.unknown)?;
                 let Some(whole) = whole else { return Ok(false) };
                 if self.unknown > before {
                     let (values, until) = (self.unknown - before, end);
@@ -322,11 +325,16 @@ impl Catalogs {
     fn put(&mut self, mut entries: &[u8]) -> Result<(), Trouble> {
         while !entries.is_empty() {
             let (entry, rest) = Entry::read(entries).map_err(|error| broken(&error))?;
-            let watched = self.decoder.push(&entry, Place(0), &mut Nothing, &mut Nothing);
-            watched.map_err(|error| broken(&error))?;
+            self.put_one(&entry)?;
             entries = rest;
         }
         Ok(())
+    }
+
+    #[inline]
+    fn put_one(&mut self, entry: &Entry<'_>) -> Result<(), Trouble> {
+        let watched = self.decoder.push(entry, Place(0), &mut Nothing, &mut Nothing);
+        watched.map_err(|error| broken(&error))
     }
 
     /// Tells the store which files are new, and which of them have long values.

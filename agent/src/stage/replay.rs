@@ -222,6 +222,9 @@ fn promote(node: &Node, store: &mut Store) -> Result<Promotion, Trouble> {
 
 fn report(node: &Node, store: &Store) {
     node.metrics.count_verified(store.take_images_verified());
+    if let Some(decode::Capture { rows, .. }) = &node.capture {
+        node.metrics.set_toast_pages(rows.pages_held(), rows.pages_written_early());
+    }
     node.positions.advance(Position::Replayed, store.applied());
     let restart = store.restart_redo();
     let before = node.positions.get(Position::RestartPoint);

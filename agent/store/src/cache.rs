@@ -2,7 +2,8 @@
 //!
 //! Slots form a ring with a hand. The hand takes the mark off pages that were used since it last
 //! passed, and takes the first page without one. A changed page is not taken before it was written;
-//! the worker then writes many cold pages at once, in file order.
+//! the worker then writes many cold pages at once, in file order. Pages that must not be written yet are
+//! passed over; if there are no others, the cache grows: see `gate.rs`.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,6 +31,10 @@ pub(crate) struct PageKey {
 /// of marks for each slot, and the pages in [`Frames`].
 pub(crate) struct PageCache {
     capacity: usize,
+    /// By how many slots it may [grow](Self::grow).
+    growth_max: usize,
+    /// How many pages are passed over.
+    held: usize,
     index: HashMap<PageKey, u32, foldhash::fast::RandomState>,
     frames: Frames,
     /// By slot: the page that is there; of an empty slot, the last one.
@@ -57,15 +62,20 @@ const PRESENT: u8 = 1;
 const CHANGED: u8 = 2;
 /// The page was used since the hand last passed.
 const USED: u8 = 4;
+/// The page was changed, and must not be written yet.
+const HELD: u8 = 8;
 
 impl PageCache {
-    /// A cache for this many pages. Memory is taken as pages come.
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// A cache for this many pages, and so many more if it [must](Self::grow). Memory is taken as pages
+    /// come.
+    pub(crate) fn new(capacity: usize, growth_max: usize) -> Self {
         let capacity = capacity.max(1);
         Self {
             capacity,
+            growth_max,
+            held: 0,
             index: HashMap::default(),
-            frames: Frames::new(capacity),
+            frames: Frames::new(capacity.saturating_add(growth_max)),
             keys: Vec::new(),
             marks: Vec::new(),
             loose: Vec::new(),
@@ -144,28 +154,69 @@ impl PageCache {
 
     /// Gets memory for pages that may come, some at once; `false` if there is enough.
     pub(crate) fn prepare(&mut self) -> bool {
-        self.frames.prepare(self.keys.len())
+        self.frames.prepare(self.keys.len(), self.capacity)
     }
 
     /// A slot for a page that is not here, with undefined contents; nothing if a changed page is in
-    /// the way: then [`cold_changed`](Self::cold_changed) must be written first.
+    /// the way: then [`cold_changed`](Self::cold_changed) must be written first, or be
+    /// [held](Self::hold).
     pub(crate) fn claim(&mut self, key: PageKey) -> Option<usize> {
         let slot = match self.free.pop() {
             Some(slot) => slot as usize,
-            None if self.keys.len() < self.capacity => {
-                self.keys.push(key);
-                self.marks.push(0);
-                self.loose.push(Loose::default());
-                self.frames.reach(self.keys.len());
-                self.keys.len() - 1
-            }
+            None if self.keys.len() < self.capacity => self.add(key),
             None => self.evict()?,
         };
+        self.settle(slot, key);
+        Some(slot)
+    }
+
+    /// A slot beyond the capacity, for when all pages are held; nothing if there are too many of those.
+    /// It stays.
+    pub(crate) fn grow(&mut self, key: PageKey) -> Option<usize> {
+        if self.keys.len() >= self.capacity.saturating_add(self.growth_max) {
+            return None;
+        }
+        let slot = self.add(key);
+        self.settle(slot, key);
+        Some(slot)
+    }
+
+    fn add(&mut self, key: PageKey) -> usize {
+        self.keys.push(key);
+        self.marks.push(0);
+        self.loose.push(Loose::default());
+        self.frames.reach(self.keys.len());
+        self.keys.len() - 1
+    }
+
+    fn settle(&mut self, slot: usize, key: PageKey) {
         self.keys[slot] = key;
         self.marks[slot] = PRESENT | USED;
         self.loose[slot] = Loose::default();
         self.index.insert(key, u32::try_from(slot).expect("fewer slots than 2^32"));
-        Some(slot)
+    }
+
+    /// Passes this page over until [`let_go`](Self::let_go).
+    pub(crate) fn hold(&mut self, key: PageKey) {
+        if let Some(slot) = self.index.get(&key) {
+            let marks = &mut self.marks[*slot as usize];
+            self.held += usize::from(*marks & HELD == 0);
+            *marks |= HELD;
+        }
+    }
+
+    /// How many pages are passed over, and how many are here at most by now.
+    #[inline]
+    pub(crate) const fn held(&self) -> (usize, usize) {
+        (self.held, self.keys.len())
+    }
+
+    /// No page is passed over any more.
+    pub(crate) fn let_go(&mut self) {
+        for marks in &mut self.marks {
+            *marks &= !HELD;
+        }
+        self.held = 0;
     }
 
     /// Gives a slot back whose page could not be read.
@@ -173,6 +224,7 @@ impl PageCache {
         if self.marks[slot] & PRESENT != 0 {
             self.depart(slot);
         }
+        self.held -= usize::from(self.marks[slot] & HELD != 0);
         self.marks[slot] = 0;
         self.free.push(u32::try_from(slot).expect("fewer slots than 2^32"));
     }
@@ -205,7 +257,9 @@ impl PageCache {
     /// The page was written.
     pub(crate) fn mark_written(&mut self, key: PageKey) {
         if let Some(slot) = self.index.get(&key) {
-            self.marks[*slot as usize] &= !CHANGED;
+            let marks = &mut self.marks[*slot as usize];
+            self.held -= usize::from(*marks & HELD != 0);
+            *marks &= !(CHANGED | HELD);
         }
     }
 
@@ -218,13 +272,13 @@ impl PageCache {
         keys
     }
 
-    /// Up to `limit` changed pages that were not used lately, those under the hand first; in file
-    /// order.
+    /// Up to `limit` changed pages that were not used lately and are not held, those under the hand
+    /// first; in file order. None if all pages are held and one was in the way.
     pub(crate) fn cold_changed(&self, limit: usize) -> Vec<PageKey> {
         let hand = self.hand.min(self.marks.len());
         let cold = (hand..self.marks.len())
             .chain(0..hand)
-            .filter(|slot| self.marks[*slot] & (CHANGED | USED) == CHANGED);
+            .filter(|slot| self.marks[*slot] & (CHANGED | USED | HELD) == CHANGED);
         let mut keys: Vec<_> = cold.map(|slot| self.keys[slot]).take(limit).collect();
         keys.sort_unstable();
         keys
@@ -249,11 +303,16 @@ impl PageCache {
     }
 
     fn evict(&mut self) -> Option<usize> {
+        if self.held == self.keys.len() {
+            return None;
+        }
         // After one round no page has its mark any more.
         for _ in 0..2 * self.keys.len() {
             let at = self.hand % self.keys.len();
             let marks = &mut self.marks[at];
-            if *marks & USED != 0 {
+            if *marks & HELD != 0 {
+                // Not now.
+            } else if *marks & USED != 0 {
                 *marks &= !USED;
             } else if *marks & CHANGED != 0 {
                 self.hand = at;
@@ -366,9 +425,9 @@ impl Frames {
     }
 
     /// Takes a step beyond the first `pages` slots, which are in use; `false` if there is memory
-    /// enough already, as much as is in use or [`AHEAD_PAGES_MAX`].
-    fn prepare(&mut self, pages: usize) -> bool {
-        let enough = (pages + pages.min(AHEAD_PAGES_MAX)).min(self.pages_max);
+    /// enough already, as much as is in use or [`AHEAD_PAGES_MAX`], or for `pages_max`.
+    fn prepare(&mut self, pages: usize, pages_max: usize) -> bool {
+        let enough = (pages + pages.min(AHEAD_PAGES_MAX)).min(pages_max);
         let is_wanted = self.reached < enough;
         if is_wanted {
             self.step();
@@ -455,7 +514,7 @@ mod tests {
     #[test]
     fn pages_in_use_get_a_second_chance() {
         let key = keys();
-        let mut cache = PageCache::new(3);
+        let mut cache = PageCache::new(3, 0);
         for block in 0..3 {
             cache.claim(key(block)).unwrap();
         }
@@ -470,7 +529,7 @@ mod tests {
     #[test]
     fn a_changed_page_stays_until_written() {
         let key = keys();
-        let mut cache = PageCache::new(2);
+        let mut cache = PageCache::new(2, 0);
         for block in [7, 5] {
             let slot = cache.claim(key(block)).unwrap();
             cache.mark_changed(slot);
@@ -486,9 +545,44 @@ mod tests {
     }
 
     #[test]
+    fn held_pages_are_passed_over() {
+        let key = keys();
+        let mut cache = PageCache::new(3, 2);
+        for block in 0..3 {
+            let slot = cache.claim(key(block)).unwrap();
+            cache.mark_changed(slot);
+        }
+        assert_eq!(cache.claim(key(9)), None);
+        cache.hold(key(0));
+        cache.hold(key(2));
+        assert_eq!(cache.held(), (2, 3));
+        assert_eq!(cache.claim(key(9)), None, "one is changed and may be written");
+        assert_eq!(cache.cold_changed(9), [key(1)]);
+        cache.mark_written(key(1));
+        let slot = cache.claim(key(9)).unwrap();
+        assert!(cache.find(key(1)).is_none() && cache.changed_page(key(0)).is_some());
+
+        cache.mark_changed(slot);
+        assert_eq!(cache.claim(key(10)), None);
+        cache.hold(key(9));
+        assert_eq!(cache.claim(key(10)), None, "all are held");
+        assert!(cache.cold_changed(9).is_empty());
+        assert!(cache.grow(key(10)).is_some() && cache.grow(key(11)).is_some());
+        assert_eq!(cache.grow(key(12)), None, "that much and no more");
+        assert!(cache.claim(key(12)).is_some(), "what may go still goes");
+        assert_eq!(cache.held(), (3, 5));
+
+        cache.forget(|page| page == key(2));
+        assert_eq!(cache.held(), (2, 5));
+        cache.let_go();
+        assert_eq!(cache.held(), (0, 5));
+        assert_eq!(cache.all_changed(), [key(0), key(9)], "no change is lost");
+    }
+
+    #[test]
     fn memory_is_prepared_for_as_many_pages_as_are_in_use() {
         let key = keys();
-        let mut cache = PageCache::new(3 * STEP_PAGES - 1);
+        let mut cache = PageCache::new(3 * STEP_PAGES - 1, 0);
         assert!(!cache.prepare(), "none is in use");
         for (pages, has_memory) in [(1, 1), (STEP_PAGES / 2, 1), (STEP_PAGES, 2)] {
             while cache.keys.len() < pages {
@@ -521,7 +615,7 @@ mod tests {
     #[test]
     fn forgotten_pages_are_gone_even_if_changed() {
         let key = keys();
-        let mut cache = PageCache::new(4);
+        let mut cache = PageCache::new(4, 0);
         for block in 0..4 {
             let slot = cache.claim(key(block)).unwrap();
             cache.mark_changed(slot);

@@ -160,9 +160,15 @@ impl Dispatcher {
     /// `shared`.
     fn try_write_all_back(&mut self) -> Result<(), ThreadGone> {
         self.wait_restart_point()?;
-        let written = self.workers.write_back()?;
-        for _ in 0..self.workers.count() {
-            self.workers.wait(&written)?;
+        let mut writing = self.workers.write_back()?;
+        while !writing.is_done() {
+            let answer = self.workers.wait(&writing.answers)?;
+            let Ok(held) = writing.take(answer) else { return Ok(()) };
+            if let Some((worker, until)) = held {
+                // If something has failed meanwhile, the worker says so.
+                self.wait_rows_durable(until)?;
+                writing.go_on(worker)?;
+            }
         }
         Ok(())
     }
@@ -295,6 +301,12 @@ impl Dispatcher {
         finished.map(drop)
     }
 
+    /// Waits until all rows so far are durable with whoever takes them, if anybody does.
+    pub(crate) fn wait_all_rows(&mut self) -> Result<(), ReplayError> {
+        let waited = self.wait_rows_durable(self.dispatched);
+        waited.map_err(|ThreadGone| self.stop(self.dispatched, ReplayError::ThreadGone))
+    }
+
     /// Writes the control file as it is in memory.
     pub(crate) fn write_control(&mut self) -> Result<(), ReplayError> {
         let written = {
@@ -391,7 +403,10 @@ impl Dispatcher {
         if self.records.len() == 0 && self.handed_over.iter().all(|given| *given == end) {
             return Ok(());
         }
-        self.wait_for_rows(Rows::has_room)?;
+        if self.rows.is_some() {
+            let given = self.handed_over.iter().copied().max().unwrap_or(end);
+            self.wait_for_rows(|rows| rows.may_go_on(given))?;
+        }
         if let Some(RecordRows { rows, entries }) = &mut self.rows {
             // Before all workers are there.
             rows.put(self.workers.count(), std::mem::take(entries), Vec::new());
@@ -459,13 +474,12 @@ impl Dispatcher {
             .write_changed(self.candidate.map(|candidate| candidate.contents.redo))
             .and_then(|()| mappings::remove_all(&self.layout))
             .map_err(|source| ReplayError::File { at: self.dispatched, source })?;
-        let written = self.workers.write_back().map_err(gone)?;
-        let workers = self.workers.count();
+        let writing = self.workers.write_back().map_err(gone)?;
         self.last_restart_point = Instant::now();
         let origins = self.transactions.origins.clone();
         let checkpoint = self.candidate;
         self.restart_points
-            .begin(Job { written, workers, origins, checkpoint, min_recovery_point })
+            .begin(Job { writing, origins, checkpoint, min_recovery_point })
             .map_err(gone)
     }
 }

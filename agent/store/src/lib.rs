@@ -32,7 +32,9 @@
 //! - The last restart point is whole: one sync of the file systems stands before its control file,
 //!   which is replaced by a rename.
 //! - A page that was changed since has an image in the WAL at its first change, because the restart
-//!   point is a checkpoint of the leader, who writes full pages. It is not read before.
+//!   point is a checkpoint of the leader, who writes full pages. It is not read before. Whoever takes rows
+//!   does read pages of TOAST relations; so they are not written before the rows before their LSN are
+//!   durable, and have had their image when it comes to rows that are not: see `gate.rs`.
 //! - What has no image is done again without a look at what is there: bits that visibility maps lose,
 //!   transactions, truncations, drops. It is also *written* again if it is there already: after a
 //!   failed sync it may be in the kernel's cache only.
@@ -61,6 +63,7 @@ pub mod disk;
 mod dispatcher;
 mod error;
 mod files;
+mod gate;
 mod inspection;
 mod invalid_pages;
 mod layout;

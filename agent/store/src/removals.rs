@@ -34,6 +34,11 @@ impl Removals {
         self.are_watched = self.memo.refresh(files);
     }
 
+    /// Learns what may have been told since; gives whether there is any TOAST relation.
+    pub(crate) fn refresh(&mut self, files: &ToastFiles) -> bool {
+        self.memo.refresh(files)
+    }
+
     #[inline]
     pub(crate) const fn are_watched(&self) -> bool {
         self.are_watched
@@ -76,7 +81,7 @@ impl Worker {
         removal(record, task.change) != Removal::None && self.is_toast(task.page_key())
     }
 
-    fn is_toast(&mut self, key: PageKey) -> bool {
+    pub(crate) fn is_toast(&mut self, key: PageKey) -> bool {
         let Some(rows) = &self.parts.rows else { return false };
         let files = &mut self.parts.files;
         let memo = &mut self.removals.memo;

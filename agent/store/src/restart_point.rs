@@ -6,6 +6,9 @@
 //! sync thread                       all have answered ─► origins written ─► sync ─► pg_control
 //! ```
 //!
+//! A worker that must [hold back](crate::gate) pages of TOAST relations says so instead, and is told when
+//! it may write them.
+//!
 //! Replay does not wait for any of it. Pages may be written with later changes than the marker's:
 //! replay from the restart point brings those again. A restart point is abandoned if the table of
 //! invalid pages is not empty when its pages are written: replay from it would not see the
@@ -31,7 +34,7 @@ use crate::layout::Layout;
 use crate::origins::Origins;
 use crate::rows::Rows;
 use crate::shared::{Failure, Shared};
-use crate::workers::{ThreadGone, Workers};
+use crate::workers::{ThreadGone, Workers, WritingBack};
 
 /// A checkpoint of the leader that replay can begin from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +49,8 @@ pub struct RestartPoint {
 
 /// What the sync thread does once the workers have written.
 pub(crate) struct Job {
-    /// One answer of each worker.
-    pub(crate) written: Receiver<bool>,
-    pub(crate) workers: usize,
+    /// The workers, who write.
+    pub(crate) writing: WritingBack,
     /// The replication origins, to be written.
     pub(crate) origins: Origins,
     /// The checkpoint for the control file, if there is a new one.
@@ -92,8 +94,8 @@ impl RestartPoints {
         };
         let is_running = Arc::clone(&running);
         let work = move || {
-            for job in inbox {
-                sync.finish(&job);
+            for mut job in inbox {
+                sync.finish(&mut job);
                 is_running.store(false, Ordering::SeqCst);
                 let _ = done_sender.send(());
             }
@@ -164,15 +166,21 @@ struct SyncThread {
 }
 
 impl SyncThread {
-    fn finish(&self, job: &Job) {
-        for _ in 0..job.workers {
-            // A worker that could not write has said why; one that is gone is noticed elsewhere.
-            if job.written.recv() != Ok(true) {
-                return;
+    fn finish(&self, job: &mut Job) {
+        // A worker that could not write has said why; one that is gone is noticed elsewhere.
+        while !job.writing.is_done() {
+            let Ok(answer) = job.writing.answers.recv() else { return };
+            let Ok(held) = job.writing.take(answer) else { return };
+            if let Some((worker, until)) = held {
+                // If something has failed meanwhile, the worker says so.
+                let may_go_on = self.wait_rows_durable(until) || self.shared.has_failed();
+                if !may_go_on || job.writing.go_on(worker).is_err() {
+                    return;
+                }
             }
         }
-        if let (Some(rows), Some(checkpoint)) = (&self.rows, &job.checkpoint)
-            && !rows.wait_durable(checkpoint.contents.redo)
+        if let Some(checkpoint) = &job.checkpoint
+            && !self.wait_rows_durable(checkpoint.contents.redo)
         {
             return;
         }
@@ -184,6 +192,11 @@ impl SyncThread {
         if let Err(error) = finished {
             self.shared.fail(Failure::Sync(error));
         }
+    }
+
+    fn wait_rows_durable(&self, lsn: Lsn) -> bool {
+        let has_failed = || self.shared.has_failed();
+        self.rows.as_ref().is_none_or(|rows| rows.wait_durable(lsn, has_failed))
     }
 
     fn update_control(&self, job: &Job) -> Result<(), FileError> {

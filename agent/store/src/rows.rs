@@ -11,7 +11,7 @@
 //!
 //! A restart point waits until all rows before its redo pointer are durable with whoever takes them:
 //! replay brings those from there on again. Their pages begin with an image then, or anew, so the
-//! rows are the same ones.
+//! rows are the same ones. What is asked for on the way is there, too: see `gate.rs`.
 //!
 //! # Who waits for whom
 //!
@@ -21,7 +21,8 @@
 //! it answers. To answer, it waits for the workers alone, who wait for nobody: they put their rows
 //! without asking for room. So one of both can always go on. What the dispatcher waits for does not need
 //! more than what it has handed over already: all that is taken is applied, and he can [say](
-//! Rows::set_durable) that it is durable without another record.
+//! Rows::set_durable) that it is durable without another record. The same holds when pages wait for rows
+//! to be durable before they are written: see `gate.rs`.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -29,9 +30,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use walfmt::page::ItemPointer;
 use walfmt::row::Entry;
 use walfmt::{Lsn, RelFileLocator};
 
+use crate::gate::Gate;
 use crate::toast::{Desk, Removed, RemovedOfBatch, ToastAnswer, ToastFiles, ToastRequest};
 
 /// Replay waits while more than this is queued, in bytes.
@@ -51,6 +54,9 @@ pub struct Rows {
     durable: AtomicU64,
     /// What somebody waits for to be durable.
     wanted: AtomicU64,
+    /// What must be durable before more is replayed.
+    paused: AtomicU64,
+    pub(crate) gate: Gate,
     /// Nobody takes rows any more.
     abandoned: AtomicBool,
     /// There is no store that gives rows.
@@ -86,6 +92,8 @@ struct Queues {
     store: u64,
     /// Which store the entries are of that were taken last.
     taken_of: u64,
+    /// Some that were taken of this one are not complete, and will not be: only another one brings them again.
+    is_given_up: bool,
 }
 
 impl fmt::Debug for Rows {
@@ -102,6 +110,8 @@ impl Default for Rows {
             queued: AtomicUsize::new(0),
             durable: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
+            paused: AtomicU64::new(0),
+            gate: Gate::default(),
             abandoned: AtomicBool::new(false),
             is_closed: AtomicBool::new(true),
             desk: Desk::default(),
@@ -127,8 +137,12 @@ impl Rows {
             removed,
             store,
             taken_of,
+            is_given_up: false,
         };
         self.queued.store(0, Ordering::SeqCst);
+        // What another store has waited for comes again, and is waited for again.
+        self.wanted.store(0, Ordering::SeqCst);
+        self.paused.store(0, Ordering::SeqCst); // another store was there, and this one may not be yet
         self.is_closed.store(false, Ordering::SeqCst);
         self.files.forget_created();
         self.desk.set_store(Some(store));
@@ -149,9 +163,12 @@ impl Rows {
         if bytes == 0 || self.abandoned.load(Ordering::Relaxed) {
             return;
         }
-        self.queued.fetch_add(bytes, Ordering::SeqCst);
         let removed = (!removed.is_empty()).then(|| RemovedOfBatch::new(removed));
         let mut queues = self.lock();
+        if queues.is_given_up {
+            return;
+        }
+        self.queued.fetch_add(bytes, Ordering::SeqCst);
         // Whoever has seen some looks again soon by itself: waking it for each batch takes more time from
         // the workers than all else here.
         let were_empty = queues.are_empty();
@@ -179,13 +196,13 @@ impl Rows {
         drop(self.changed.wait_timeout(queues, LOOK_INTERVAL));
     }
 
-    /// Waits until all rows before `redo` are durable, or nobody takes them; `false` if the store is
-    /// gone before.
-    pub(crate) fn wait_durable(&self, redo: Lsn) -> bool {
-        self.want_durable(redo);
+    /// Waits until all rows before `lsn` are durable, or nobody takes them; `false` if the store is
+    /// gone before, or `stop` says so.
+    pub(crate) fn wait_durable(&self, lsn: Lsn, stop: impl Fn() -> bool) -> bool {
+        self.want_durable(lsn);
         let mut queues = self.lock();
-        while !self.is_durable(redo) {
-            if self.is_closed.load(Ordering::SeqCst) {
+        while !self.is_durable(lsn) {
+            if self.is_closed.load(Ordering::SeqCst) || stop() {
                 return false;
             }
             queues = match self.changed.wait_timeout(queues, Duration::from_millis(100)) {
@@ -208,6 +225,27 @@ impl Rows {
         self.durable.load(Ordering::SeqCst) >= lsn.0 || self.abandoned.load(Ordering::SeqCst)
     }
 
+    /// Nothing more should be replayed until all rows before `lsn` are durable, all of which were handed
+    /// over.
+    pub(crate) fn pause(&self, lsn: Lsn) {
+        self.paused.fetch_max(lsn.0, Ordering::SeqCst);
+        self.want_durable(lsn);
+    }
+
+    /// Whether more may be replayed, when that up to `given` was handed over.
+    pub(crate) fn may_go_on(&self, given: Lsn) -> bool {
+        self.has_room() && self.is_durable(given.min(Lsn(self.paused.load(Ordering::SeqCst))))
+    }
+
+    /// Up to where rows are durable.
+    pub(crate) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
+    }
+
     /// Whether somebody waits until more rows are durable.
     #[must_use]
     pub fn durable_is_wanted(&self) -> bool {
@@ -226,7 +264,10 @@ impl Rows {
     /// Nobody takes rows any more: replay goes on without.
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::SeqCst);
-        let mut queues = self.lock();
+        self.clear(&mut self.lock());
+    }
+
+    fn clear(&self, queues: &mut Queues) {
         queues.sources.iter_mut().for_each(VecDeque::clear);
         queues.removed.clear();
         self.queued.store(0, Ordering::SeqCst);
@@ -239,7 +280,8 @@ impl Rows {
     /// for many values at once.
     ///
     /// Nothing if there will be no answer: the store that the rows are of is gone, or has failed, or
-    /// `stop` says so. Then nothing of what was taken is complete, and it will be replayed again.
+    /// `stop` says so. Then nothing of what was taken is complete, and it will be replayed again. No row
+    /// comes before that.
     ///
     /// Chunks that are not found were taken off their pages by a record behind: see
     /// [`find_removed`](Self::find_removed).
@@ -255,7 +297,15 @@ impl Rows {
                 waker();
             }
         };
-        self.desk.ask(store, requests, remind, || stop() || self.abandoned.load(Ordering::SeqCst))
+        let answer = self.desk.ask(store, requests, remind, || stop() || self.is_abandoned());
+        if answer.is_none() {
+            let mut queues = self.lock();
+            if queues.store == store {
+                queues.is_given_up = true;
+                self.clear(&mut queues);
+            }
+        }
+        answer
     }
 
     /// The chunks of a TOAST value, as in [`ToastAnswer`], that records behind the rows that are
@@ -264,6 +314,12 @@ impl Rows {
     #[must_use]
     pub fn find_removed(&self, heap: RelFileLocator, value: u32) -> Vec<Vec<u8>> {
         self.lock().removed.find(heap, value)
+    }
+
+    /// Where chunks of a TOAST value are whose entries were taken off the index, as far as
+    /// [`find_removed`](Self::find_removed) goes back.
+    pub(crate) fn find_unindexed(&self, index: RelFileLocator, value: u32) -> Vec<ItemPointer> {
+        self.lock().removed.find_unindexed(index, value)
     }
 
     /// Nobody will ask for a TOAST value that a row before this position needs. To be called after each
@@ -309,17 +365,17 @@ impl Rows {
 
     /// Adds to `merged` the entries up to where all is applied, in WAL order, at most about
     /// `bytes_max`; waits for some for at most `patience`. Gives the position before which all entries
-    /// have been taken.
+    /// have been taken; none ([`Lsn::INVALID`]) if some must come again, see [`ask`](Self::ask).
     pub fn take(&self, merged: &mut Vec<u8>, bytes_max: usize, patience: Duration) -> Lsn {
         let deadline = Instant::now() + patience;
         let mut queues = self.lock();
-        queues.taken_of = queues.store;
         let begun = merged.len();
         loop {
             // Looked at under the lock and before the queues: see above.
             let applied = queues.applied.as_ref().map(|applied| applied.load(Ordering::SeqCst));
             let applied = Lsn(applied.unwrap_or_default());
-            if applied > queues.taken {
+            queues.taken_of = queues.store; // another one may have come meanwhile
+            if applied > queues.taken && !queues.is_given_up {
                 let end = queues.merge(applied, merged, begun.saturating_add(bytes_max));
                 queues.taken = end;
                 self.queued.fetch_sub(merged.len() - begun, Ordering::SeqCst);
@@ -334,7 +390,11 @@ impl Rows {
             // there is none because of what is kept until this is done.
             let is_wanted = self.durable_is_wanted() && !self.is_durable(queues.taken);
             let is_full = queues.taken > queues.told && !self.has_room();
-            if left.is_zero() || is_wanted || is_full {
+            if queues.is_given_up {
+                if left.is_zero() {
+                    return Lsn::INVALID;
+                }
+            } else if left.is_zero() || is_wanted || is_full {
                 queues.told = queues.taken;
                 return queues.taken;
             }
@@ -370,13 +430,12 @@ impl Queues {
                 heads.into_iter().for_each(Head::finish);
                 return start; // all before it is there
             }
-            last = Some(start);
             // As long as this source is ahead of the others there is nothing to compare.
             let others = heads.iter().enumerate().filter(|(other, _)| *other != at);
             let until = others.filter_map(|(_, head)| head.order).min();
             let until = until.unwrap_or((end, 0, 0)).min((end, 0, 0));
             debug_assert!((start, ordinal, kind) <= until || start < end);
-            heads[at].move_before(until, merged, bytes_max);
+            last = heads[at].move_before(until, merged, bytes_max);
         }
         heads.into_iter().for_each(Head::finish);
         end
@@ -413,11 +472,14 @@ impl<'a> Head<'a> {
     }
 
     /// Moves the first entry, and those after it that come before `until`: of each buffer in one piece.
-    fn move_before(&mut self, until: Order, merged: &mut Vec<u8>, bytes_max: usize) {
+    /// Gives where the last one's record begins, which may have more in other queues.
+    fn move_before(&mut self, until: Order, merged: &mut Vec<u8>, bytes_max: usize) -> Option<Lsn> {
         const WRITTEN: &str = "as a worker has written it";
+        let mut last = None;
         while let Some(front) = self.queue.front() {
             let bytes = &front[self.used..];
-            let (_, mut rest) = Entry::read(bytes).expect(WRITTEN);
+            let (entry, mut rest) = Entry::read(bytes).expect(WRITTEN);
+            last = Some(entry.start);
             let mut stopped_at = None;
             while !rest.is_empty() {
                 let (entry, behind) = Entry::read(rest).expect(WRITTEN);
@@ -426,6 +488,7 @@ impl<'a> Head<'a> {
                     stopped_at = Some(entry.order());
                     break;
                 }
+                last = Some(entry.start);
                 rest = behind;
             }
             let length = bytes.len() - rest.len();
@@ -433,13 +496,14 @@ impl<'a> Head<'a> {
             self.used += length;
             if stopped_at.is_some() {
                 self.order = stopped_at;
-                return;
+                break;
             }
             self.look();
             if self.order.is_none_or(|order| order >= until) || merged.len() >= bytes_max {
-                return;
+                break;
             }
         }
+        last
     }
 
     /// Lets go of what was moved.
@@ -546,5 +610,32 @@ mod tests {
         let mut merged = Vec::new();
         assert_eq!(rows.take(&mut merged, 1, Duration::ZERO), Lsn(40));
         assert_eq!(orders(&merged), [(30, 0, UpdatedFrom), (30, 0, UpdatedTo)]);
+    }
+
+    /// Wherever it is full: also at the end of several entries that come in one piece.
+    #[test]
+    fn a_records_rows_are_not_torn_apart_at_the_end_of_others() {
+        use EntryKind::{Inserted, UpdatedFrom, UpdatedTo};
+        let one = entries(&[(10, 0, Inserted)]).len();
+        let first = [(10, 0, Inserted), (20, 0, Inserted), (30, 0, UpdatedFrom)];
+        let second = [(30, 0, UpdatedTo), (40, 0, Inserted), (50, 0, Inserted), (50, 1, Inserted)];
+        let all: Vec<_> = first.iter().chain(&second).copied().collect();
+        for bytes_max in 1..=all.len() * one + 1 {
+            let (rows, applied) = (Rows::default(), Arc::new(AtomicU64::new(0)));
+            rows.begin(2, Arc::clone(&applied));
+            rows.put(0, entries(&first), Vec::new());
+            rows.put(1, entries(&second), Vec::new());
+            applied.store(60, Ordering::SeqCst);
+            let mut found = Vec::new();
+            while found.len() < all.len() {
+                let mut merged = Vec::new();
+                let end = rows.take(&mut merged, bytes_max, Duration::ZERO);
+                found.extend(orders(&merged));
+                let (before, after) = all.split_at(found.len());
+                assert_eq!(found, before);
+                assert!(before.iter().all(|(start, ..)| *start < end.0), "{bytes_max}: {end}");
+                assert!(after.iter().all(|(start, ..)| *start >= end.0), "{bytes_max}: {end}");
+            }
+        }
     }
 }

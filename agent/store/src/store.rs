@@ -373,6 +373,12 @@ impl Store {
         self.dispatcher.unfinished()
     }
 
+    /// Those among them that are prepared, with their subtransactions: the end of a server is not theirs.
+    #[must_use]
+    pub fn prepared(&self) -> Vec<TransactionId> {
+        self.dispatcher.prepared()
+    }
+
     /// Makes the last checkpoint of the leader a restart point and waits until it is durable. Gives
     /// the redo pointer then in force: the old one if there was no newer checkpoint, or pages are
     /// missing.
@@ -396,6 +402,8 @@ impl Store {
         self.dispatcher.settle()?;
         self.consistency()?;
         self.dispatcher.check_created_tablespaces()?;
+        // No other store brings these rows again.
+        self.dispatcher.wait_all_rows()?;
         self.dispatcher.finish()?;
         let state = {
             let control = self.dispatcher.control();

@@ -6,10 +6,13 @@
 //! ```text
 //! chunks are on their pages            the store looks them up, when asked         Desk
 //! were taken off a page since          the worker has kept what it took off        Removed
+//! their entries left the index since   the same, with where the chunks are         Removed
 //! their files are to go                the store waits until nobody asks any more  ToastFiles
 //! ```
 //!
-//! The last two are for TOAST relations only, which the store cannot tell from others: it is told. Until
+//! After a crash he asks again, as of where his rows were durable: see `gate.rs`.
+//!
+//! The last three are for TOAST relations only, which the store cannot tell from others: it is told. Until
 //! it was told of a relation that it has seen being created, that counts as one.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use walfmt::row::Entry;
+use walfmt::page::ItemPointer;
+use walfmt::row::{Entry, EntryKind};
 use walfmt::{Lsn, RelFileLocator};
 use walfmt_physical::toast;
 
@@ -224,7 +228,8 @@ impl ToastFiles {
         self.files.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    fn version(&self) -> u64 {
+    /// Another one whenever something has changed.
+    pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::SeqCst)
     }
 
@@ -297,9 +302,13 @@ impl RemovedOfBatch {
             (entry, rest) = read(rest);
             last = entry.start;
             // Beyond 4 GB nothing is found: a batch's records speak of a few thousand pages.
-            if let (Some((value, _)), Ok(offset)) =
-                (toast::chunk_of_contents(entry.contents), u32::try_from(offset))
-            {
+            let value = match entry.kind {
+                EntryKind::Unindexed => {
+                    entry.contents.first_chunk().copied().map(u32::from_le_bytes)
+                }
+                _ => toast::chunk_of_contents(entry.contents).map(|(value, _)| value),
+            };
+            if let (Some(value), Ok(offset)) = (value, u32::try_from(offset)) {
                 index.push((value, offset));
             }
         }
@@ -332,16 +341,33 @@ impl Removed {
     /// All chunks of a value.
     pub(crate) fn find(&self, heap: RelFileLocator, value: u32) -> Vec<Vec<u8>> {
         let mut found = Vec::new();
+        self.each(value, |entry| {
+            if entry.kind == EntryKind::Removed && entry.locator == heap {
+                found.push(entry.contents.to_vec());
+            }
+        });
+        found
+    }
+
+    /// Where chunks of a value are whose entries have left this index.
+    pub(crate) fn find_unindexed(&self, index: RelFileLocator, value: u32) -> Vec<ItemPointer> {
+        let mut found = Vec::new();
+        self.each(value, |entry| {
+            if entry.kind == EntryKind::Unindexed && entry.locator == index {
+                found.push(ItemPointer { block: entry.block, offset: entry.item });
+            }
+        });
+        found
+    }
+
+    fn each(&self, value: u32, mut look: impl FnMut(&Entry<'_>)) {
         for RemovedOfBatch { entries, index, .. } in &self.0 {
             let begin = index.partition_point(|(of, _)| *of < value);
             for (_, offset) in index[begin..].iter().take_while(|(of, _)| *of == value) {
                 let (entry, _) = read(&entries[*offset as usize..]);
-                if entry.locator == heap {
-                    found.push(entry.contents.to_vec());
-                }
+                look(&entry);
             }
         }
-        found
     }
 }
 

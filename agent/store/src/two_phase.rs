@@ -16,6 +16,7 @@
 
 use std::collections::BTreeMap;
 
+use walfmt::rmgr::xact::Prepare;
 use walfmt::two_phase::{file_name, read_file, to_file, xid_of_file_name};
 use walfmt::{Lsn, TransactionId, Version};
 
@@ -34,13 +35,24 @@ pub(crate) struct PreparedTransactions {
     transactions: BTreeMap<u32, Prepared>,
 }
 
-enum Prepared {
+struct Prepared {
+    subxacts: Box<[TransactionId]>,
+    state: State,
+}
+
+enum State {
     /// Main data of the PREPARE record, which ends at `end`.
     InMemory {
         end: Lsn,
-        state: Box<[u8]>,
+        main_data: Box<[u8]>,
     },
     OnDisk,
+}
+
+impl Prepared {
+    const fn is_on_disk(&self) -> bool {
+        matches!(self.state, State::OnDisk)
+    }
 }
 
 impl PreparedTransactions {
@@ -71,32 +83,39 @@ impl PreparedTransactions {
             let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
             let read = file.read_at(0, &mut bytes)?;
             bytes.truncate(read);
-            read_file(&bytes, xid, version)
+            let prepare = read_file(&bytes, xid, version)
                 .map_err(|source| OpenError::TwoPhase { path, source })?;
-            transactions.insert(xid.0, Prepared::OnDisk);
+            let subxacts = prepare.subxacts().collect();
+            transactions.insert(xid.0, Prepared { subxacts, state: State::OnDisk });
         }
         Ok(Self { layout, transactions })
     }
 
-    /// The transactions that are prepared.
+    /// The transactions that are prepared, and their subtransactions.
     pub(crate) fn xids(&self) -> impl Iterator<Item = TransactionId> {
-        self.transactions.keys().map(|xid| TransactionId(*xid))
+        self.transactions.iter().flat_map(|(xid, prepared)| {
+            std::iter::once(TransactionId(*xid)).chain(prepared.subxacts.iter().copied())
+        })
     }
 
-    /// A transaction is prepared by the record that ends at `end`; whether it was not known yet.
-    pub(crate) fn prepare(&mut self, xid: TransactionId, end: Lsn, state: &[u8]) -> bool {
-        if matches!(self.transactions.get(&xid.0), Some(Prepared::OnDisk)) {
+    /// A transaction is prepared by the record that ends at `end` and has this main data; whether it was
+    /// not known yet.
+    pub(crate) fn prepare(&mut self, prepare: &Prepare<'_>, end: Lsn, main_data: &[u8]) -> bool {
+        let xid = prepare.xid;
+        if self.transactions.get(&xid.0).is_some_and(Prepared::is_on_disk) {
             tracing::info!(%xid, "prepared transaction was restored from its file already");
             return false;
         }
-        self.transactions.insert(xid.0, Prepared::InMemory { end, state: state.into() });
+        let subxacts = prepare.subxacts().collect();
+        let state = State::InMemory { end, main_data: main_data.into() };
+        self.transactions.insert(xid.0, Prepared { subxacts, state });
         true
     }
 
     /// It has committed or aborted. One that is not known is none: its PREPARE lies before the
     /// point that replay began from, and its file was removed when its end was replayed before.
     pub(crate) fn finish(&mut self, xid: TransactionId) -> Result<(), FileError> {
-        if let Some(Prepared::OnDisk) = self.transactions.remove(&xid.0) {
+        if self.transactions.remove(&xid.0).is_some_and(|prepared| prepared.is_on_disk()) {
             self.layout.remove_file(&self.layout.at(DIRECTORY).join(file_name(xid)))?;
         }
         Ok(())
@@ -106,12 +125,12 @@ impl PreparedTransactions {
     /// not see it. Each is synced by itself: a server refuses to start over a torn one.
     pub(crate) fn write_before(&mut self, redo: Lsn) -> Result<(), FileError> {
         for (xid, prepared) in &mut self.transactions {
-            if let Prepared::InMemory { end, state } = prepared
+            if let State::InMemory { end, main_data } = &prepared.state
                 && *end <= redo
             {
                 let name = file_name(TransactionId(*xid));
-                self.layout.replace(&self.layout.at(DIRECTORY).join(name), &to_file(state))?;
-                *prepared = Prepared::OnDisk;
+                self.layout.replace(&self.layout.at(DIRECTORY).join(name), &to_file(main_data))?;
+                prepared.state = State::OnDisk;
             }
         }
         Ok(())
@@ -156,6 +175,13 @@ mod tests {
         }
     }
 
+    /// As the record of a transaction with one subtransaction, the next number, that ends at `end`.
+    fn prepare(prepared: &mut PreparedTransactions, xid: u32, end: u64) -> bool {
+        let state = state(xid);
+        let prepare = Prepare::read(&state, &VERSIONS[0]).unwrap();
+        prepared.prepare(&prepare, Lsn(end), &state)
+    }
+
     fn state(xid: u32) -> Vec<u8> {
         let mut state = vec![0; 80];
         for (offset, word) in [(0, TWO_PHASE_MAGIC), (4, 84), (8, xid)] {
@@ -168,9 +194,9 @@ mod tests {
     fn only_those_before_a_restart_point_have_files() {
         let mut fixture = Fixture::new();
         let mut prepared = fixture.open(800).unwrap();
-        assert!(prepared.prepare(TransactionId(700), Lsn(100), &state(700)));
-        assert!(prepared.prepare(TransactionId(701), Lsn(200), &state(701)));
-        assert!(prepared.prepare(TransactionId(702), Lsn(300), &state(702)));
+        assert!(prepare(&mut prepared, 700, 100));
+        assert!(prepare(&mut prepared, 701, 200));
+        assert!(prepare(&mut prepared, 702, 300));
         prepared.finish(TransactionId(700)).unwrap();
         prepared.write_before(Lsn(200)).unwrap();
         assert_eq!(fixture.names(), ["000002BD"]);
@@ -186,7 +212,7 @@ mod tests {
         let mut fixture = Fixture::new();
         let mut prepared = fixture.open(800).unwrap();
         for xid in [700, 701, 702, 900] {
-            prepared.prepare(TransactionId(xid), Lsn(100), &state(xid));
+            prepare(&mut prepared, xid, 100);
         }
         prepared.write_before(Lsn(100)).unwrap();
         let leftover = fixture.directory.path().join("pg_twophase/000002BC.walferry");
@@ -198,8 +224,8 @@ mod tests {
         fixture.log.set_status(TransactionId(701), TransactionStatus::Aborted).unwrap();
         let mut prepared = fixture.open(800).unwrap();
         assert_eq!(fixture.names(), ["000002BC", "000002BE", "note"]);
-        assert!(!prepared.prepare(TransactionId(700), Lsn(200), &state(700)));
-        assert!(prepared.prepare(TransactionId(900), Lsn(200), &state(900)));
+        assert!(!prepare(&mut prepared, 700, 200));
+        assert!(prepare(&mut prepared, 900, 200));
         prepared.finish(TransactionId(700)).unwrap();
         assert_eq!(fixture.names(), ["000002BE", "note"]);
     }

@@ -28,18 +28,13 @@ use crate::cache::{Hint, PageCache, PageKey};
 use crate::crew::{Crew, Member};
 use crate::error::PageFault;
 use crate::files::{Files, owner_of};
+use crate::gate::{Held, WritingRestartPoint, Written};
 use crate::relations::ForkId;
 use crate::removals::Removals;
 use crate::rows::{Rows, put_in_order};
 use crate::shared::{Failure, Shared};
 use crate::verify::{BrokenRule, verify};
 use crate::writeback::{WriteBack, checksum_mismatch};
-
-/// How many pages of a restart point are written between two batches: 4 MB.
-const WRITE_BACK_STEP_PAGES: usize = 512;
-
-/// How many cold pages are written at most when one is in the way: 8 MB.
-const COLD_PAGES_MAX: usize = 1024;
 
 /// How many tasks ahead a page is looked for and its header brought near, and how many tasks ahead
 /// then what the header points to. Memory is nearly always far away from a page that is changed at
@@ -70,7 +65,9 @@ pub(crate) enum Message {
     Forget(Arc<Doomed>, Sender<Lsn>),
     /// Write all pages that are changed by now, but go on with what follows meanwhile. Then
     /// answer whether it was done.
-    WriteBack(Sender<bool>),
+    WriteBack(Sender<Written>),
+    /// Rows are durable up to where you have said: write the pages that you have held back, and go on.
+    WriteHeld,
     /// Answer with a copy of the page.
     Read(PageKey, Sender<PageCopy>),
 }
@@ -134,10 +131,11 @@ pub(crate) struct WorkerParts {
 
 pub(crate) struct Worker {
     pub(crate) parts: WorkerParts,
-    write_back: WriteBack,
-    restart_point: Option<WritingRestartPoint>,
+    pub(crate) write_back: WriteBack,
+    pub(crate) held: Held,
+    pub(crate) restart_point: Option<WritingRestartPoint>,
     /// How many workers have met the marker of the restart point at hand, or of the next one.
-    free_space_sent: usize,
+    pub(crate) free_space_sent: usize,
     notes: Vec<Vec<FreeSpaceNote>>,
     /// Notes of records that lie behind `given`. In order as far as they speak of the same heap page.
     early_notes: Vec<FreeSpaceNote>,
@@ -150,15 +148,6 @@ pub(crate) struct Worker {
     /// The rows that were changed in the batch at hand.
     row_entries: Vec<u8>,
     pub(crate) removals: Removals,
-}
-
-struct WritingRestartPoint {
-    /// Pages still to be written, last first.
-    keys: Vec<PageKey>,
-    /// Whether pages of free space maps were added: those changed by the last notes from before.
-    has_free_space: bool,
-    /// Who waits.
-    answer: Sender<bool>,
 }
 
 impl Member for Worker {
@@ -179,6 +168,7 @@ impl Worker {
     pub(crate) fn new(parts: WorkerParts) -> Self {
         Self {
             write_back: WriteBack::new(parts.checksums),
+            held: Held::default(),
             restart_point: None,
             free_space_sent: 0,
             notes: (0..parts.crew.len()).map(|_| Vec::new()).collect(),
@@ -214,11 +204,12 @@ impl Worker {
                     let _ = answer.send(self.reached);
                 }
                 Some(Message::WriteBack(answer)) => self.begin_restart_point(answer),
+                Some(Message::WriteHeld) => self.write_held(),
                 Some(Message::Read(key, answer)) => {
                     let _ = answer.send((key, self.copy_page(key))); // or nobody waits any more
                 }
             }
-            self.continue_restart_point(WRITE_BACK_STEP_PAGES);
+            self.continue_restart_point();
             if is_much {
                 return;
             }
@@ -384,17 +375,6 @@ impl Worker {
         }
     }
 
-    fn claim(&mut self, key: PageKey) -> Result<usize, PageFault> {
-        if let Some(slot) = self.parts.cache.claim(key) {
-            return Ok(slot);
-        }
-        let limit = (self.parts.cache.capacity() / 4).clamp(1, COLD_PAGES_MAX);
-        let cold = self.parts.cache.cold_changed(limit);
-        self.write_back.write(&cold, &mut self.parts.cache, &mut self.parts.files)?;
-        let slot = self.parts.cache.claim(key);
-        Ok(slot.expect("the page under the hand is cold and was just written"))
-    }
-
     /// Reads a page from its file and checks it; `false` if the file does not reach it. Map pages
     /// are hints, or safe when zero: a damaged one counts as zeros (`RBM_ZERO_ON_ERROR`).
     fn read(&mut self, key: PageKey, slot: usize, need: PageNeed) -> Result<bool, PageFault> {
@@ -485,59 +465,9 @@ impl Worker {
             for relation in relations {
                 self.parts.files.forget_name(*relation);
             }
-            // Their numbers may get new names before these pages' turn comes.
-            if let Some(restart_point) = &mut self.restart_point {
-                restart_point.keys.retain(|key| !doomed.holds(*key));
-            }
         }
-    }
-
-    fn begin_restart_point(&mut self, answer: Sender<bool>) {
-        let mut keys = self.parts.cache.all_changed();
-        keys.reverse();
-        self.restart_point = Some(WritingRestartPoint { keys, has_free_space: false, answer });
-        for peer in 0..self.parts.crew.len() {
-            // Behind all notes so far. A peer that is gone is the dispatcher's to notice.
-            let _ = self.parts.crew.tell(peer, Message::FreeSpaceSent);
-        }
-    }
-
-    /// Whether there is something to write for a restart point, or it is done.
-    fn has_to_write(&self) -> bool {
-        self.restart_point.as_ref().is_some_and(|restart_point| {
-            !restart_point.keys.is_empty()
-                || self.free_space_sent >= self.parts.crew.len()
-                || self.parts.shared.has_failed()
-        })
-    }
-
-    /// Writes the next pages of a restart point. A page that was changed again meanwhile is written
-    /// as it is now: replay from the restart point brings the same changes again.
-    fn continue_restart_point(&mut self, pages_max: usize) {
-        let Some(mut restart_point) = self.restart_point.take() else { return };
-        // After a failure pages may be ahead of the failing record: they stay in memory.
-        if self.parts.shared.has_failed() {
-            let _ = restart_point.answer.send(false);
-            return;
-        }
-        let WritingRestartPoint { keys, has_free_space, answer } = &mut restart_point;
-        if keys.is_empty() && self.free_space_sent >= self.parts.crew.len() {
-            self.free_space_sent -= self.parts.crew.len();
-            *has_free_space = true;
-            let is_free_space_map = |key: &PageKey| key.fork.fork() == ForkNumber::FreeSpace;
-            keys.extend(self.parts.cache.all_changed().into_iter().rev().filter(is_free_space_map));
-        }
-        let mut step = keys.split_off(keys.len().saturating_sub(pages_max));
-        step.reverse();
-        match self.write_back.write(&step, &mut self.parts.cache, &mut self.parts.files) {
-            Err(error) => {
-                self.parts.shared.fail(Failure::Sync(error));
-                let _ = answer.send(false);
-            }
-            Ok(()) if keys.is_empty() && *has_free_space => {
-                let _ = answer.send(true);
-            }
-            Ok(()) => self.restart_point = Some(restart_point),
+        if let Some(restart_point) = &mut self.restart_point {
+            restart_point.forget(|key| doomed.holds(key));
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::batch::{Batch, Task};
 use crate::cache::{PageCache, PageKey};
 use crate::crew::{Crew, SideWork, WorkerGone};
 use crate::files::{Files, owner_of};
+use crate::gate::Written;
 use crate::layout::Layout;
 use crate::relations::Names;
 use crate::rows::Rows;
@@ -63,7 +64,10 @@ impl Workers {
                 number,
                 shared: Arc::clone(config.shared),
                 files: Files::new(config.layout.clone(), Arc::clone(&config.names)),
-                cache: PageCache::new(config.cache_pages / config.count),
+                cache: PageCache::new(
+                    config.cache_pages / config.count,
+                    config.rows.map_or(0, |rows| rows.gate.growth_max()),
+                ),
                 checksums: config.checksums,
                 context: config.context,
                 verify_images: config.verify_images,
@@ -189,13 +193,13 @@ impl Workers {
         self.latest(&answers).map(drop)
     }
 
-    /// Has all workers write what is changed by now. Each answers once.
-    pub(crate) fn write_back(&self) -> Result<Receiver<bool>, ThreadGone> {
+    /// Has all workers write what is changed by now.
+    pub(crate) fn write_back(&self) -> Result<WritingBack, ThreadGone> {
         let (answer, answers) = unbounded();
         for worker in 0..self.count() {
             self.send(worker, Message::WriteBack(answer.clone()))?;
         }
-        Ok(answers)
+        Ok(WritingBack { crew: Arc::clone(&self.crew), answers, left: self.count() })
     }
 
     /// Has the pages' owners copy them, as they are when all they were told is done. Each answers once,
@@ -221,6 +225,42 @@ impl Workers {
         Ok(latest)
     }
 }
+
+/// Workers that write what was changed when they were told.
+pub(crate) struct WritingBack {
+    crew: Arc<Crew>,
+    pub(crate) answers: Receiver<Written>,
+    left: usize,
+}
+
+impl WritingBack {
+    /// Whether all have written.
+    pub(crate) const fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Takes an answer. Gives the worker who waits, and until where rows must be durable for him.
+    ///
+    /// # Errors
+    /// The worker could not write; why, it has said.
+    pub(crate) fn take(&mut self, written: Written) -> Result<Option<(usize, Lsn)>, NotWritten> {
+        match written {
+            Written::All => self.left -= 1,
+            Written::Failed => return Err(NotWritten),
+            Written::Held { worker, until } => return Ok(Some((worker, until))),
+        }
+        Ok(None)
+    }
+
+    /// What the worker waits for has come.
+    pub(crate) fn go_on(&self, worker: usize) -> Result<(), ThreadGone> {
+        Ok(self.crew.tell(worker, Message::WriteHeld)?)
+    }
+}
+
+/// A worker could not write its pages, or must not after a failure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotWritten;
 
 impl Drop for Workers {
     fn drop(&mut self) {

@@ -48,10 +48,7 @@ impl WriteBack {
                 && let Some(page) = cache.changed_page(key)
             {
                 self.run.extend_from_slice(page);
-                if self.checksums {
-                    let start = length * BLOCK_SIZE;
-                    stamp_checksum(&mut self.run[start..], key);
-                }
+                self.stamp(length, key);
                 length += 1;
             }
             if length > 0 {
@@ -64,6 +61,26 @@ impl WriteBack {
             rest = &rest[length.max(1)..];
         }
         Ok(())
+    }
+
+    /// Writes a page as it was when it was copied.
+    pub(crate) fn write_copy(
+        &mut self,
+        key: PageKey,
+        page: &Page,
+        files: &mut Files,
+    ) -> Result<(), FileError> {
+        self.run.clear();
+        self.run.extend_from_slice(page);
+        self.stamp(0, key);
+        files.write(key, &self.run)
+    }
+
+    /// Gives a page of the run its checksum.
+    fn stamp(&mut self, at: usize, key: PageKey) {
+        if self.checksums {
+            stamp_checksum(&mut self.run[at * BLOCK_SIZE..], key);
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::{START, Wal, config, control, data_directory, main_page};
-use walferry_store::{Rows, Store, StoreConfig};
+use walferry_store::{Rows, Store, StoreConfig, ToastRequest};
+use walfmt::Lsn;
 use walfmt::row::Entry;
 
 fn config_with(directory: &Path, rows: &Arc<Rows>) -> StoreConfig {
@@ -29,7 +30,7 @@ fn count(mut entries: &[u8]) -> usize {
 }
 
 /// Replays ten rows, a checkpoint, and ten more rows. Gives where the checkpoint is.
-fn replay(store: &mut Store) -> walfmt::Lsn {
+fn replay(store: &mut Store) -> Lsn {
     let mut wal = Wal::new();
     for item in 1..=10 {
         store.replay(&wal.insert(main_page(1, 0), item, 20, false).raw()).unwrap();
@@ -77,7 +78,7 @@ fn a_restart_point_waits_until_rows_are_durable() {
         assert_eq!(count(&taken), 20);
 
         // Durable up to just before it is not enough.
-        rows.set_durable(walfmt::Lsn(redo.0 - 1));
+        rows.set_durable(Lsn(redo.0 - 1));
         std::thread::sleep(Duration::from_millis(250));
         assert_eq!(store.restart_redo(), START);
         rows.set_durable(redo);
@@ -87,4 +88,85 @@ fn a_restart_point_waits_until_rows_are_durable() {
         assert!(!rows.durable_is_wanted());
         store.close().unwrap();
     }
+}
+
+/// After a promotion no store brings rows again: it waits until they are durable, and answers meanwhile.
+#[test]
+fn a_promotion_waits_until_all_rows_are_durable() {
+    for is_waited_for in [true, false] {
+        let directory = data_directory(false);
+        let rows = Arc::new(Rows::default());
+        let mut store = Store::open(&config_with(directory.path(), &rows)).unwrap();
+        replay(&mut store);
+        let mut taken = Vec::new();
+        let mut end = Lsn(0);
+        while count(&taken) < 20 {
+            end = rows.take(&mut taken, 1 << 20, Duration::from_secs(1));
+        }
+        if !is_waited_for {
+            rows.abandon(); // the control: nobody takes rows
+        }
+        let promoting = std::thread::spawn(move || {
+            store.finish_for_promotion().unwrap();
+            Instant::now()
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(promoting.is_finished(), !is_waited_for);
+        assert!(!is_waited_for || rows.durable_is_wanted());
+        let before = Instant::now();
+        rows.set_durable(end);
+        assert_eq!(promoting.join().unwrap() > before, is_waited_for);
+    }
+}
+
+/// Who got no answer has taken rows in vain: they come again from another store, and none behind them before.
+#[test]
+fn rows_without_an_answer_come_again() {
+    let directory = data_directory(false);
+    let rows = Arc::new(Rows::default());
+    let mut store = Store::open(&config_with(directory.path(), &rows)).unwrap();
+    let mut wal = Wal::new();
+    let mut insert = |store: &mut Store, items: std::ops::RangeInclusive<u16>| {
+        for item in items {
+            store.replay(&wal.insert(main_page(1, 0), item, 20, false).raw()).unwrap();
+        }
+        store.hand_over().unwrap();
+        store.wait_applied().unwrap();
+    };
+    insert(&mut store, 1..=10);
+    let (mut taken, patience) = (Vec::new(), Duration::from_millis(10));
+    let end = rows.take(&mut taken, 1 << 20, patience);
+    assert_eq!((count(&taken), end), (10, store.applied()));
+    let locator = main_page(1, 0).locator;
+    let request = ToastRequest { heap: locator, index: locator, value: 7 };
+    assert!(rows.ask(vec![request], || true).is_none());
+
+    insert(&mut store, 11..=20);
+    taken.clear();
+    let end = rows.take(&mut taken, 1 << 20, patience);
+    assert_eq!((count(&taken), end), (0, Lsn::INVALID), "behind those that are not complete");
+    drop(store);
+
+    // Another store begins while somebody waits for rows, and is the one that he asks.
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            let (mut taken, mut end) = (Vec::new(), Lsn::INVALID);
+            while count(&taken) < 10 {
+                end = rows.take(&mut taken, 1 << 20, Duration::from_secs(20));
+            }
+            (end, rows.ask(vec![request], || false))
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let mut store = Store::open(&config_with(directory.path(), &rows)).unwrap();
+        let mut wal = Wal::new();
+        for item in 1..=10 {
+            store.replay(&wal.insert(main_page(1, 0), item, 20, false).raw()).unwrap();
+        }
+        store.wait_applied().unwrap();
+        while !taking.is_finished() {
+            store.serve_rows().unwrap();
+        }
+        let (end, answer) = taking.join().unwrap();
+        assert!(end == store.applied() && answer.is_some_and(|answers| answers.len() == 1));
+    });
 }

@@ -477,6 +477,13 @@ impl Catalogs {
             .any(|oid| self.classes.is_own((db, *oid), view, |class| class.filenode == file))
     }
 
+    /// The transaction, a subtransaction for itself, that has begun this file and not ended.
+    pub(crate) fn maker(&self, locator: RelFileLocator) -> Option<TransactionId> {
+        let (db, file) = (locator.database, locator.relation);
+        let mut classes = self.files.get(&(db, file)).into_iter().flatten();
+        classes.find_map(|oid| self.classes.maker((db, *oid), |class| class.filenode == file))
+    }
+
     /// Both versions of a row of `pg_class`, if it is a table whose file was replaced by an empty one:
     /// TRUNCATE. A rewritten table's new file has been another relation's until then.
     pub(crate) fn truncated(
@@ -529,7 +536,7 @@ impl Catalogs {
             schema,
             name: class.name.clone(),
             oid: class.oid,
-            is_told: matches!(class.kind, b'r' | b'm')
+            is_told: matches!(class.kind, b'r' | b'm' | b'S')
                 && class.persistence == b'p'
                 && class.rewrite == 0
                 && class.oid >= FIRST_UNPINNED_OID,
@@ -596,7 +603,9 @@ impl Catalogs {
             Some(RelFileLocator { tablespace, database, relation: class.filenode })
         };
         let keys = (database, relation, 0)..=(database, relation, u32::MAX);
-        let (_, index) = self.indexes.living_values(keys).last()?;
+        // REINDEX CONCURRENTLY makes another, fills it, and leaves it behind if it fails
+        // (`toast_open_indexes` in `src/backend/access/common/toast_internals.c`).
+        let (_, index) = self.indexes.living_values(keys).filter(|(_, row)| row.is_valid).last()?;
         Some((file(relation)?, file(index.index)?))
     }
 

@@ -167,6 +167,8 @@ pub struct Decoder {
     /// Transactions that had not ended when decoding began. Until all have, nothing is told: what they
     /// did before is not known.
     incomplete: HashSet<TransactionId>,
+    /// Where the first row may be of those, if rows of theirs are kept anywhere.
+    oldest: Option<Lsn>,
     has_begun: bool,
     /// Databases whose creation has not been committed: by whom, where, and the record's entry.
     made: Vec<(TransactionId, DatabaseLocator, Vec<u8>)>,
@@ -186,6 +188,7 @@ impl Decoder {
             open: HashMap::default(),
             prepared: HashSet::new(),
             incomplete: HashSet::new(),
+            oldest: None,
             has_begun: false,
             made: Vec::new(),
             is_watching: false,
@@ -207,18 +210,32 @@ impl Decoder {
         self.has_begun && self.incomplete.is_empty() && !self.is_watching
     }
 
+    /// The transactions that had begun before, and that nothing is told before they have ended.
+    pub fn waits_for(&self) -> impl Iterator<Item = TransactionId> {
+        self.incomplete.iter().copied()
+    }
+
+    /// Rows of transactions that had not ended when decoding began are kept from there on, by whoever keeps
+    /// entries: until all of them have ended, [`write_state`](Self::write_state) says so, too.
+    pub fn set_oldest(&mut self, oldest: Option<Lsn>) {
+        self.oldest = oldest;
+    }
+
     /// Adds entries with which another decoder can begin at `at`, before any record that begins there.
     /// Gives where the first row may be of a transaction that has not ended.
     pub fn write_state(&self, at: Lsn, out: &mut Vec<u8>) -> Lsn {
         self.catalogs.write(at, out);
         self.made.iter().for_each(|(_, _, entry)| out.extend_from_slice(entry));
-        let mut xids: Vec<u32> =
-            self.open.keys().chain(&self.incomplete).map(|xid| xid.0).collect();
-        xids.sort_unstable();
-        xids.dedup();
-        let contents: Vec<u8> = xids.iter().flat_map(|xid| xid.to_le_bytes()).collect();
-        Entry { contents: &contents, ..Entry::empty(at, EntryKind::Begin) }.write(out);
-        self.open.values().map(|open| open.first).min().unwrap_or(at).min(at)
+        let mut put = |kind, mut xids: Vec<TransactionId>| {
+            xids.sort_unstable_by_key(|xid| xid.0);
+            xids.dedup();
+            let contents: Vec<u8> = xids.iter().flat_map(|xid| xid.0.to_le_bytes()).collect();
+            Entry { contents: &contents, ..Entry::empty(at, kind) }.write(out);
+        };
+        put(EntryKind::Prepared, self.prepared.iter().copied().collect());
+        put(EntryKind::Begin, self.open.keys().chain(&self.incomplete).copied().collect());
+        let before = self.oldest.filter(|_| !self.incomplete.is_empty());
+        self.open.values().map(|open| open.first).chain(before).min().unwrap_or(at).min(at)
     }
 
     /// Databases whose creation has not been committed, and by whom. What they have is loaded when it is.
@@ -275,15 +292,17 @@ impl Decoder {
                 Ok(())
             }
             EntryKind::Loaded => self.observe(entry.locator.relation, entry),
+            EntryKind::Prepared => {
+                self.prepared.extend(transactions(entry));
+                Ok(())
+            }
             EntryKind::Begin => {
-                let xids = entry.contents.chunks_exact(4);
-                let xids = xids.map(|xid| TransactionId(walfmt::bytes::u32_at(xid, 0)));
-                self.incomplete.extend(xids);
+                self.incomplete.extend(transactions(entry));
                 self.has_begun = true;
                 Ok(())
             }
             EntryKind::Record => self.record(entry, place, source, sink),
-            EntryKind::Removed => Ok(()),
+            EntryKind::Removed | EntryKind::Unindexed => Ok(()),
             _ => self.row(entry, place),
         }
     }
@@ -327,9 +346,14 @@ impl Decoder {
     /// The transaction of an entry.
     #[inline]
     fn opened(&mut self, entry: &Entry<'_>) -> &mut Open {
-        let open = self.open.entry(entry.xid).or_default();
+        self.opened_by(entry.xid, entry.start)
+    }
+
+    #[inline]
+    fn opened_by(&mut self, xid: TransactionId, at: Lsn) -> &mut Open {
+        let open = self.open.entry(xid).or_default();
         if !open.first.is_valid() {
-            open.first = entry.start;
+            open.first = at;
         }
         open
     }
@@ -414,14 +438,21 @@ impl Decoder {
                 let row = SequenceRow::read(main).map_err(|error| broken(at, &error))?;
                 let relation = self.catalogs.relation(row.locator, View::now(at), false);
                 match relation {
-                    Some(relation) if self.is_telling() => {
+                    Some(relation) if self.is_telling() && relation.is_told => {
                         let body = telling::sequence(&relation, row.tuple)
                             .map_err(|reason| broken(at, &reason))?;
                         tell_alone(at, record.header.xid, body, sink)?;
                     }
                     Some(_) => {}
-                    // It is this transaction's own until it commits.
-                    None => self.opened(entry).changes.push(Change { place, is_class: false }),
+                    // Its file is its maker's own until that commits, whatever becomes of the savepoint
+                    // that the record is of; and one that has done nothing else has no number
+                    // (`nextval_internal` in `src/backend/commands/sequence.c`).
+                    None if self.is_watching => {}
+                    None => {
+                        let maker = self.catalogs.maker(row.locator).unwrap_or(entry.xid);
+                        let change = Change { place, is_class: false };
+                        self.opened_by(maker, at).changes.push(change);
+                    }
                 }
             }
             _ => {}
@@ -540,6 +571,12 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// The transactions that an entry lists.
+fn transactions(entry: &Entry<'_>) -> impl Iterator<Item = TransactionId> {
+    let xids = entry.contents.chunks_exact(4);
+    xids.map(|xid| TransactionId(walfmt::bytes::u32_at(xid, 0)))
 }
 
 /// A record after which no transaction of before goes on, but prepared ones.

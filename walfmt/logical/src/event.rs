@@ -141,6 +141,20 @@ impl<'a> Row<'a> {
         self.relation.columns.iter().enumerate().filter(|(_, column)| column.is_told)
     }
 
+    /// Whether an attribute has the same bytes in another version of this row, so that it is told alike.
+    pub(crate) fn has_same(&self, other: &Self, index: usize) -> bool {
+        match (self.attributes.get(index), other.attributes.get(index)) {
+            (Some(Attribute::At(own)), Some(Attribute::At(others))) => {
+                match (self.data.get(own.clone()), other.data.get(others.clone())) {
+                    (Some(own), Some(others)) => own == others,
+                    _ => false,
+                }
+            }
+            (Some(own), Some(other)) => own == other,
+            _ => false,
+        }
+    }
+
     /// Appends a value; says how it is told.
     ///
     /// # Errors

@@ -5,11 +5,12 @@
 //! a long one that the transaction did not touch and whose bytes are not known is `{"unchanged":true}`.
 
 use std::io::Write;
+use std::ops::Range;
 
 use walfmt::{Lsn, TransactionId};
 
 use crate::event::{Body, Event, Row, Told};
-use crate::relation::Relation;
+use crate::relation::{Column, Relation};
 use crate::value::{Kind, Type, ValueError};
 
 /// Appends an event and a newline.
@@ -34,16 +35,18 @@ pub fn write(event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
         }
         Body::Insert(row) => {
             of_relation("insert", row.relation, event, out);
-            write_row("new", row, out)?;
+            write_row("new", row, &mut Written::default(), out)?;
         }
         Body::Update { old, new } => {
             of_relation("update", new.relation, event, out);
-            write_row("old", old, out)?;
-            write_row("new", new, out)?;
+            let mut written = Written::default();
+            write_row("old", old, &mut written, out)?;
+            written.row = Some(old);
+            write_row("new", new, &mut written, out)?;
         }
         Body::Delete(row) => {
             of_relation("delete", row.relation, event, out);
-            write_row("old", row, out)?;
+            write_row("old", row, &mut Written::default(), out)?;
         }
         Body::Truncate(relation) => of_relation("truncate", relation, event, out),
         Body::Message { database, transactional, prefix, content } => {
@@ -64,7 +67,7 @@ pub fn write(event: &Event<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
             write_to(
                 out,
                 format_args!(
-                    ",\"last_value\":\"{last_value}\",\"log_count\":\"{log_count}\",\
+                    ",\"last_value\":\"{last_value}\",\"log_cnt\":\"{log_count}\",\
                      \"is_called\":{is_called}"
                 ),
             );
@@ -125,7 +128,28 @@ pub(crate) fn names(schema: &str, table: &str) -> Box<[u8]> {
     out.into()
 }
 
-fn write_row(key: &str, row: &Row<'_>, out: &mut Vec<u8>) -> Result<(), ValueError> {
+/// Columns behind these are written anew in each version of a row.
+const COLUMNS_KEPT_MAX: usize = 64;
+
+/// The version of a row that was written before another one of it: most columns are the same in both.
+struct Written<'a> {
+    row: Option<&'a Row<'a>>,
+    /// Where its columns are in the output, name and value.
+    columns: [Range<usize>; COLUMNS_KEPT_MAX],
+}
+
+impl Default for Written<'_> {
+    fn default() -> Self {
+        Self { row: None, columns: [const { 0..0 }; COLUMNS_KEPT_MAX] }
+    }
+}
+
+fn write_row<'a>(
+    key: &str,
+    row: &'a Row<'a>,
+    written: &mut Written<'a>,
+    out: &mut Vec<u8>,
+) -> Result<(), ValueError> {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\":{");
@@ -134,34 +158,57 @@ fn write_row(key: &str, row: &Row<'_>, out: &mut Vec<u8>) -> Result<(), ValueErr
         if !std::mem::take(&mut is_first) {
             out.push(b',');
         }
-        out.extend_from_slice(&column.json_key);
-        out.push(b'"');
         let begun = out.len();
-        match row.print(index, out)? {
-            Told::Text => {
-                escape_from(begun, out);
-                out.push(b'"');
+        match (written.row, written.columns.get_mut(index)) {
+            (Some(other), Some(place)) if row.has_same(other, index) => {
+                out.extend_from_within(place.clone());
             }
-            Told::Null => {
-                out.truncate(begun - 1);
-                out.extend_from_slice(b"null");
-            }
-            Told::Unchanged => {
-                out.truncate(begun - 1);
-                out.extend_from_slice(b"{\"unchanged\":true}");
-            }
-            Told::Raw => {
-                let bytes = out.split_off(begun);
-                out.truncate(begun - 1);
-                out.extend_from_slice(b"{\"raw\":\"\\\\x");
-                hex(&bytes, out);
-                out.extend_from_slice(b"\",\"type\":");
-                string(type_name(&column.ty).as_bytes(), out);
-                out.push(b'}');
+            (_, place) => {
+                write_column(index, column, row, out)?;
+                if let Some(place) = place {
+                    *place = begun..out.len();
+                }
             }
         }
     }
     out.push(b'}');
+    Ok(())
+}
+
+fn write_column(
+    index: usize,
+    column: &Column,
+    row: &Row<'_>,
+    out: &mut Vec<u8>,
+) -> Result<(), ValueError> {
+    out.extend_from_slice(&column.json_key);
+    out.push(b'"');
+    let begun = out.len();
+    match row.print(index, out)? {
+        Told::Text => {
+            if !column.ty.is_plain() {
+                escape_from(begun, out);
+            }
+            out.push(b'"');
+        }
+        Told::Null => {
+            out.truncate(begun - 1);
+            out.extend_from_slice(b"null");
+        }
+        Told::Unchanged => {
+            out.truncate(begun - 1);
+            out.extend_from_slice(b"{\"unchanged\":true}");
+        }
+        Told::Raw => {
+            let bytes = out.split_off(begun);
+            out.truncate(begun - 1);
+            out.extend_from_slice(b"{\"raw\":\"\\\\x");
+            hex(&bytes, out);
+            out.extend_from_slice(b"\",\"type\":");
+            string(type_name(&column.ty).as_bytes(), out);
+            out.push(b'}');
+        }
+    }
     Ok(())
 }
 

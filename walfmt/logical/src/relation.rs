@@ -7,7 +7,7 @@ use crate::json;
 use crate::tuple::Shape;
 use crate::value::Type;
 
-/// A table, or a materialized view, as of some record.
+/// A table, a materialized view, or a sequence, as of some record.
 #[derive(Clone, Debug)]
 pub struct Relation {
     /// The name of its database.

@@ -188,6 +188,15 @@ fn append(ty: &Type, datum: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> 
 }
 
 impl Type {
+    /// Whether no text of it has quotes, backslashes or control characters.
+    pub(crate) fn is_plain(&self) -> bool {
+        match &self.kind {
+            Kind::Builtin(builtin) => builtin.is_plain,
+            Kind::Domain(base) => base.is_plain(),
+            Kind::Enum(_) | Kind::Array(_) | Kind::Raw => false,
+        }
+    }
+
     /// Whether [`print()`] has a rule for this type.
     #[must_use]
     pub fn is_printable(&self) -> bool {

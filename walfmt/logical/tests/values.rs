@@ -52,6 +52,11 @@ fn texts_are_those_of_the_server() {
                 Varlena::External(_) => tally.external += 1,
             }
         }
+        if let Kind::Builtin(builtin) = &golden.ty.kind {
+            let is_special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
+            let is_special = golden.text.iter().any(is_special);
+            assert!(!(builtin.is_plain && is_special), "{} is not plain", builtin.name);
+        }
         let payload = file.payload(golden);
         let text = text_of(&golden.ty, &payload);
         if text.as_ref() != Ok(&golden.text) {

@@ -212,6 +212,26 @@ impl ToastSearch {
     }
 }
 
+/// The chunks that a leaf of a TOAST relation's index has, as far as it can be read: value and place.
+pub(crate) fn chunks_of_leaf(page: &Page) -> Vec<(u32, ItemPointer)> {
+    let mut chunks = Vec::new();
+    let Ok(opaque) = Opaque::of(page) else { return chunks };
+    if opaque.flags & BTP_LEAF == 0 || opaque.flags & (BTP_META | BTP_DELETED | BTP_HALF_DEAD) != 0
+    {
+        return chunks;
+    }
+    let first = if opaque.right().is_some() { P_HIKEY + 1 } else { P_HIKEY };
+    for item in first..=page::max_offset(page) {
+        let Ok(Some(value)) = Key::of(page, item).map(|key| key.chunk_id) else { continue };
+        let mut search =
+            ToastSearch { value, block: None, level: 0, pages_left: 0, found: Vec::new() };
+        if search.take(page, item).is_ok() {
+            chunks.extend(search.found.into_iter().map(|place| (value, place)));
+        }
+    }
+    chunks
+}
+
 /// The first item of `first..=last` for which `is_before` does not hold; `last + 1` if it holds for
 /// all. Items should be in order; if they are not, some item.
 fn bisect(

@@ -8,6 +8,7 @@ use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::heap2::RewriteMapping;
 use walfmt::rmgr::relmap::RelationMap;
 use walfmt::rmgr::tablespace::CreateTablespace;
+use walfmt::rmgr::xact::Prepare;
 use walfmt::rmgr::xlog::Change;
 use walfmt::version::VERSIONS;
 use walfmt::{BLOCK_SIZE, BlockReference, Lsn, Record, TransactionId};
@@ -200,9 +201,9 @@ impl PageAccess for Calls {
     fn prepare_transaction(
         &mut self,
         record: &Record<'_>,
-        xid: TransactionId,
+        prepare: &Prepare<'_>,
     ) -> Result<bool, Infallible> {
-        self.0.push(format!("prepare {xid}, {} bytes", record.main_data.len()));
+        self.0.push(format!("prepare {}, {} bytes", prepare.xid, record.main_data.len()));
         Ok(true)
     }
 

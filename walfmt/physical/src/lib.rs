@@ -65,6 +65,7 @@ use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFileLocator, Rel
 use walfmt::rmgr::heap2::RewriteMapping;
 use walfmt::rmgr::relmap::RelationMap;
 use walfmt::rmgr::tablespace::CreateTablespace;
+use walfmt::rmgr::xact::Prepare;
 use walfmt::{Lsn, Record, TransactionId, Version};
 
 /// A page, 8 kB.
@@ -261,12 +262,12 @@ pub trait PageAccess {
         origin: u16,
     ) -> Result<(), Self::Error>;
 
-    /// `xid` is prepared; main data of the record are its state, to be kept until it
+    /// A transaction is prepared; main data of the record are its state, to be kept until it
     /// [ends](Self::finish_prepared). Gives `false` if it is known already, from its file.
     fn prepare_transaction(
         &mut self,
         record: &Record<'_>,
-        xid: TransactionId,
+        prepare: &Prepare<'_>,
     ) -> Result<bool, Self::Error>;
 
     /// A prepared transaction has ended: its state is not needed any more. There may be none.

@@ -11,14 +11,27 @@
 //! which vacuum frees the line pointers; or, where a record carries the page's image instead, when that
 //! takes the page's place. So the page before and after tells, in all majors.
 //!
+//! A chunk's entry may leave the index before that: whoever inserts into a full leaf deletes entries of
+//! rows that are dead to all, whether their pages were pruned or not. None of the server's own scans of
+//! such an index marks those of a committed transaction as dead, since `SnapshotToast` sees them all
+//! (`HeapTupleSatisfiesToast` in `src/backend/access/heap/heapam_visibility.c`), but a user's `SELECT` from
+//! the TOAST relation does (`heap_hot_search_buffer` in `src/backend/access/heap/heapam.c`); and one that is
+//! marked takes its neighbours along (`heap_index_delete_tuples` there, `_bt_simpledel_pass` in
+//! `src/backend/access/nbtree/nbtinsert.c`). VACUUM prunes first.
+//!
 //! Rules: `toast_save_datum` in `src/backend/access/common/toast_internals.c`.
+
+use std::collections::HashSet;
 
 use walfmt::bytes::{i32_at, u16_at, u32_at};
 use walfmt::page::{HEAP_HASNULL, HEAP_NATTS_MASK, HeapTupleHeader};
+use walfmt::relation::PageId;
+use walfmt::rmgr::btree::XLOG_BTREE_DELETE;
 use walfmt::rmgr::{RmgrId, heap2};
 use walfmt::row::{Entry, EntryKind, TUPLE_FROM};
 use walfmt::{ForkNumber, Record};
 
+use crate::btree_search::chunks_of_leaf;
 use crate::{Page, PageChange, page};
 
 /// How many columns a TOAST relation has.
@@ -52,7 +65,7 @@ pub enum Removal {
     None,
     /// It puts another page in this one's place. Whoever wrote it had told before what it took off.
     Replacement,
-    /// It may take some off.
+    /// It may take some off; or entries off a page of an index.
     Pruning,
 }
 
@@ -71,7 +84,9 @@ pub fn removal(record: &Record<'_>, change: PageChange) -> Removal {
             record.header.info & heap2::OPCODE_MASK,
             heap2::PRUNE | heap2::VACUUM | heap2::FREEZE_PAGE
         );
-    if is_pruning {
+    let is_deletion =
+        record.header.rmgr == RmgrId::BTREE && record.header.opcode() == XLOG_BTREE_DELETE;
+    if is_pruning || is_deletion {
         Removal::Pruning
     } else if matches!(record.header.rmgr, RmgrId::XLOG | RmgrId::HEAP | RmgrId::HEAP2)
         && (block.will_init || block.image_to_apply().is_some())
@@ -82,7 +97,8 @@ pub fn removal(record: &Record<'_>, change: PageChange) -> Removal {
     }
 }
 
-/// Adds to `buffer` the chunks that were on a page before a record, and are not after it. The pages may
+/// Adds to `buffer` the chunks, or entries of chunks, that were on a page before a record, and are not
+/// after it. The pages may
 /// be [`Loose`](crate::Loose).
 pub fn write_removed(
     record: &Record<'_>,
@@ -93,6 +109,17 @@ pub fn write_removed(
 ) {
     let PageChange::Block(index) = change else { return };
     let Some(block) = record.blocks.get(usize::from(index)) else { return };
+    if record.header.rmgr == RmgrId::BTREE {
+        let left: HashSet<_> = chunks_of_leaf(after).into_iter().collect();
+        let gone = chunks_of_leaf(before).into_iter().filter(|chunk| !left.contains(chunk));
+        for (value, place) in gone {
+            let of = (record.start, record.header.xid);
+            let page = PageId { block: place.block, ..block.page };
+            let contents = value.to_le_bytes();
+            Entry::row(of, EntryKind::Unindexed, page, place.offset, &contents).write(buffer);
+        }
+        return;
+    }
     for item in 1..=page::max_offset(before) {
         let Ok(tuple) = page::item(before, item) else { continue };
         let Some(chunk) = chunk_of(tuple) else { continue };

@@ -85,7 +85,7 @@ impl TransactionChange<'_> {
             Self::Ended(ended) => ended.apply(record, access),
             Self::Prepared(prepare, progress) => {
                 // One that is there already was read from its file, and has made its progress.
-                if access.prepare_transaction(record, prepare.xid)?
+                if access.prepare_transaction(record, prepare)?
                     && let Some(progress) = progress
                 {
                     access.change_origin(progress)?;

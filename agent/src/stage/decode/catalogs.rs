@@ -23,10 +23,10 @@ pub(crate) fn load_all(store: &mut Store, at: Lsn) -> Result<Vec<u8>, Trouble> {
     if let Some(file) = mapped.get(&PG_DATABASE) {
         loading.scan(shared, *file, PG_DATABASE, 0)?;
     }
+    let prepared = loading.store.prepared();
+    loading.transactions(EntryKind::Prepared, &prepared);
     let unfinished = loading.store.unfinished()?;
-    let contents: Vec<u8> = unfinished.iter().flat_map(|xid| xid.0.to_le_bytes()).collect();
-    let end = Entry { contents: &contents, ..loading.entry(EntryKind::Begin, 0) };
-    end.write(&mut loading.entries);
+    loading.transactions(EntryKind::Begin, &unfinished);
     Ok(loading.entries)
 }
 
@@ -40,6 +40,11 @@ impl Loading<'_> {
     const fn entry(&self, kind: EntryKind, database: u32) -> Entry<'static> {
         let locator = RelFileLocator { tablespace: 0, database, relation: 0 };
         Entry { locator, ..Entry::empty(self.at, kind) }
+    }
+
+    fn transactions(&mut self, kind: EntryKind, xids: &[TransactionId]) {
+        let contents: Vec<u8> = xids.iter().flat_map(|xid| xid.0.to_le_bytes()).collect();
+        Entry { contents: &contents, ..self.entry(kind, 0) }.write(&mut self.entries);
     }
 
     /// The catalogs that a relation map names, and their files.

@@ -20,11 +20,10 @@ use walferry_store::{Rows, ToastRequest};
 use walfmt::RelFileLocator;
 use walfmt::page::HEAP_HASEXTERNAL;
 use walfmt::row::{Entry, EntryKind};
-use walfmt_logical::Decoder;
 use walfmt_logical::value::ToastPointer;
 use walfmt_logical::value::varlena::pointers;
 
-use super::broken;
+use super::{Catalogs, broken};
 use crate::trouble::Trouble;
 
 /// A value that one row needs.
@@ -43,12 +42,11 @@ type Value = (u32, u32, u32);
 /// it could be asked; `unknown` counts the values that are nowhere.
 pub(super) fn complete<'a>(
     entries: &'a [u8],
-    catalogs: &Decoder,
+    Needed { needs, values }: Needed,
     rows: &Rows,
     stop: impl Fn() -> bool,
     unknown: &mut u64,
 ) -> Result<Option<Cow<'a, [u8]>>, Trouble> {
-    let (needs, values) = needed(entries, catalogs)?;
     if needs.is_empty() {
         return Ok(Some(Cow::Borrowed(entries)));
     }
@@ -89,14 +87,23 @@ pub(super) fn complete<'a>(
 
 type Values = BTreeMap<Value, (ToastPointer, RelFileLocator, RelFileLocator)>;
 
-/// Finds what updates have left alone: what each row needs, and where to look for it.
-fn needed(entries: &[u8], catalogs: &Decoder) -> Result<(Vec<Need>, Values), Trouble> {
+/// What updates have left alone: what each row needs, and where to look for it.
+pub(super) struct Needed {
+    needs: Vec<Need>,
+    values: Values,
+}
+
+/// Gives entries to the catalogs, and finds what updates have left alone. A value is looked for in the
+/// files that its relation and index have where the row stands: those that TRUNCATE, REINDEX or VACUUM
+/// FULL give them afterwards lack it, and the old ones stay until nobody asks.
+pub(super) fn needed(entries: &[u8], catalogs: &mut Catalogs) -> Result<Needed, Trouble> {
     let (mut needs, mut values) = (Vec::new(), Values::new());
     let mut rest = entries;
     let mut before: Option<Entry<'_>> = None;
     while !rest.is_empty() {
         let (entry, behind) = Entry::read(rest).map_err(|error| broken(&error))?;
         rest = behind;
+        catalogs.put_one(&entry)?;
         let old = before.replace(entry);
         let Some(old) = old.filter(|old| is_successor(old, &entry)) else { continue };
         let infomask = entry.tuple().map_err(|error| broken(&error))?.infomask;
@@ -109,14 +116,16 @@ fn needed(entries: &[u8], catalogs: &Decoder) -> Result<(Vec<Need>, Values), Tro
                 continue;
             }
             let relation = pointer.toast_relation;
-            let Some((heap, index)) = catalogs.toast_files(database, relation) else { continue };
+            let Some((heap, index)) = catalogs.decoder.toast_files(database, relation) else {
+                continue;
+            };
             let value = (database, relation, pointer.value_id);
             values.insert(value, (pointer, heap, index));
             let behind = entries.len() - rest.len();
             needs.push(Need { behind, entry: (entry.start, entry.xid), value });
         }
     }
-    Ok((needs, values))
+    Ok(Needed { needs, values })
 }
 
 /// Whether these are both versions of one updated row.

@@ -6,6 +6,7 @@ use walfmt::relation::{BlockNumber, DatabaseLocator, PageId, RelFork};
 use walfmt::rmgr::heap2::RewriteMapping;
 use walfmt::rmgr::relmap::RelationMap;
 use walfmt::rmgr::tablespace::CreateTablespace;
+use walfmt::rmgr::xact::Prepare;
 use walfmt::rmgr::xlog::{Change, CheckPoint, ParameterChange, WalLevel};
 use walfmt::{ForkNumber, Lsn, RawRecord, Record, RelFileLocator, TransactionId};
 use walfmt_physical::{
@@ -443,9 +444,9 @@ impl PageAccess for Routing<'_> {
     fn prepare_transaction(
         &mut self,
         record: &Record<'_>,
-        xid: TransactionId,
+        prepare: &Prepare<'_>,
     ) -> Result<bool, ReplayError> {
-        Ok(self.dispatcher.transactions.prepared.prepare(xid, record.end, record.main_data))
+        Ok(self.dispatcher.transactions.prepared.prepare(prepare, record.end, record.main_data))
     }
 
     fn finish_prepared(&mut self, xid: TransactionId) -> Result<(), ReplayError> {

@@ -163,6 +163,11 @@ impl Dispatcher {
         Ok(unfinished)
     }
 
+    /// The transactions that are prepared, and their subtransactions.
+    pub(crate) fn prepared(&self) -> Vec<TransactionId> {
+        self.transactions.prepared.xids().collect()
+    }
+
     fn file_error(&self, source: FileError) -> ReplayError {
         let at: Lsn = self.dispatched();
         ReplayError::File { at, source }

@@ -159,7 +159,14 @@ impl Lookup<'_> {
         };
         let value = request.value;
         match self.search(index, value)? {
-            Ok(places) => self.fetch(heap, value, &places),
+            Ok(mut places) => {
+                if let Some(RecordRows { rows, .. }) = &self.dispatcher.rows {
+                    places.extend(rows.find_unindexed(request.index, value));
+                    places.sort_unstable();
+                    places.dedup();
+                }
+                self.fetch(heap, value, &places)
+            }
             // Decoding says what it has not found; redo, that the index is damaged.
             Err(error) => {
                 let index = request.index;

@@ -142,6 +142,8 @@ pub(crate) struct NamespaceRow {
 pub(crate) struct IndexRow {
     pub(crate) index: u32,
     pub(crate) relation: u32,
+    /// It has all that it should, and is kept up to date.
+    pub(crate) is_valid: bool,
 }
 
 /// A row of `pg_database`.
@@ -306,7 +308,11 @@ impl Columns {
 
     pub(crate) fn index(&self, tuple: &TupleImage<'_>) -> Result<IndexRow, CatalogError> {
         let row = self.row(PG_INDEX, tuple)?;
-        Ok(IndexRow { index: row.u32("indexrelid")?, relation: row.u32("indrelid")? })
+        Ok(IndexRow {
+            index: row.u32("indexrelid")?,
+            relation: row.u32("indrelid")?,
+            is_valid: row.byte("indisvalid")? != 0,
+        })
     }
 
     pub(crate) fn database(&self, tuple: &TupleImage<'_>) -> Result<DatabaseRow, CatalogError> {

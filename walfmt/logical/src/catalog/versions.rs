@@ -137,6 +137,15 @@ impl<K: Ord + Copy, V> Versions<K, V> {
         })
     }
 
+    /// The transaction that has made the first version that fits, if it has not ended.
+    pub(crate) fn maker(&self, key: K, fits: impl Fn(&V) -> bool) -> Option<TransactionId> {
+        let first = self.0.get(&key)?.iter().find(|version| fits(&version.value))?;
+        match first.created {
+            When::Pending { xid, .. } => Some(xid),
+            When::Always | When::Committed { .. } => None,
+        }
+    }
+
     /// A transaction's changes to a row are everybody's from now on.
     pub(crate) fn commit(&mut self, key: K, xid: TransactionId, lsn: Lsn) {
         let is_its = |when: &When| matches!(when, When::Pending { xid: its, .. } if *its == xid);

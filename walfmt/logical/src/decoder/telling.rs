@@ -188,7 +188,9 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                 | EntryKind::Mapped
                 | EntryKind::Database
                 | EntryKind::Chunk
-                | EntryKind::Removed => {
+                | EntryKind::Removed
+                | EntryKind::Prepared
+                | EntryKind::Unindexed => {
                     return Err(DecodeError::Lost { at: entry.start, locator: entry.locator });
                 }
             }
@@ -228,7 +230,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         told
     }
 
-    fn tell_update(&mut self, relation: &Relation, old: &Kept, new: &Kept) -> Told<S, K> {
+    fn tell_update(&mut self, relation: &Arc<Relation>, old: &Kept, new: &Kept) -> Told<S, K> {
         let at = old.start;
         let (before, after) = (old.tuple()?, new.tuple()?);
         self.load_values(relation, at, &[before, after])?;
@@ -240,7 +242,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
             old: Row::new(relation, &before, &mut attributes, &values).map_err(bad)?,
             new: Row::new(relation, &after, &mut new_attributes, &values).map_err(bad)?,
         };
-        let told = self.event(at, body);
+        let told = self.event(at, body, Some(relation));
         (self.scratch.old_attributes, self.scratch.new_attributes, self.scratch.values) =
             (attributes, new_attributes, values);
         told
@@ -268,7 +270,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         let values = std::mem::take(&mut self.scratch.values);
         let row = Row::new(&relation, &tuple, &mut attributes, &values)
             .map_err(|source| bad_tuple(kept.start, &relation, source))?;
-        let told = self.event(kept.start, body(row));
+        let told = self.event(kept.start, body(row), Some(&relation));
         (self.scratch.old_attributes, self.scratch.values) = (attributes, values);
         told
     }
@@ -316,7 +318,7 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
 
     fn truncate(&mut self, at: Lsn, locator: RelFileLocator) -> Told<S, K> {
         match self.relation(at, locator)? {
-            Some(relation) => self.event(at, Body::Truncate(&relation)),
+            Some(relation) => self.event(at, Body::Truncate(&relation), None),
             None => Ok(()),
         }
     }
@@ -355,16 +357,15 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
                     prefix: message.prefix,
                     content: message.contents,
                 };
-                self.event(at, body)
+                self.event(at, body, None)
             }
             RmgrId::SEQUENCE => {
                 let row = SequenceRow::read(record.main_data);
                 let row = row.map_err(|error| broken(at, &error))?;
-                let relation = self.any_relation(at, row.locator);
-                let locator = row.locator;
-                let relation = relation.ok_or(DecodeError::Relation { at, locator })?;
+                // Of one that is unlogged the record is of its init fork.
+                let Some(relation) = self.relation(at, row.locator)? else { return Ok(()) };
                 let body = sequence(&relation, row.tuple);
-                self.event(at, body.map_err(|reason| broken(at, &reason))?)
+                self.event(at, body.map_err(|reason| broken(at, &reason))?, None)
             }
             _ => Ok(()),
         }
@@ -395,18 +396,18 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         Some(relation)
     }
 
-    /// Tells what happened, after the transaction's begin, and the shape of the table it happened to.
-    fn event(&mut self, lsn: Lsn, body: Body<'_>) -> Told<S, K> {
-        let (database, relation) = match &body {
+    /// Tells what happened, after the transaction's begin, and the shape of the table whose row it is.
+    fn event(&mut self, lsn: Lsn, body: Body<'_>, table: Option<&Arc<Relation>>) -> Told<S, K> {
+        let database = match &body {
             Body::Insert(row) | Body::Delete(row) | Body::Update { new: row, .. } => {
-                (&*row.relation.database, Some(row.relation))
+                &*row.relation.database
             }
             Body::Truncate(relation) | Body::Sequence { relation, .. } | Body::Schema(relation) => {
-                (&*relation.database, None)
+                &*relation.database
             }
             Body::Message { database, .. }
             | Body::Begin { database }
-            | Body::Commit { database } => (*database, None),
+            | Body::Commit { database } => *database,
         };
         if self.next == 0 {
             self.next = 1;
@@ -418,21 +419,24 @@ impl<S: EntrySource, K: EventSink> Telling<'_, S, K> {
         }
         let ordinal = self.next;
         self.next += 1;
-        if let Some(relation) = relation {
-            self.tell_shape(ordinal, lsn, relation)?;
+        if let Some(table) = table {
+            self.tell_shape(ordinal, lsn, table)?;
         }
         self.send(ordinal, lsn, body)
     }
 
     /// Tells the relation's shape if it is not the one told last.
-    fn tell_shape(&mut self, ordinal: u64, lsn: Lsn, relation: &Relation) -> Told<S, K> {
+    fn tell_shape(&mut self, ordinal: u64, lsn: Lsn, relation: &Arc<Relation>) -> Told<S, K> {
         let key = (relation.database_oid, relation.oid);
-        let is_known = self.told.get(&key).is_some_and(|known| known.has_shape_of(relation));
-        if is_known {
+        let known = self.told.get(&key);
+        if known.is_some_and(|known| Arc::ptr_eq(known, relation)) {
             return Ok(());
         }
-        self.send(ordinal, lsn, Body::Schema(relation))?;
-        self.told.insert(key, Arc::new(relation.clone()));
+        if !known.is_some_and(|known| known.has_shape_of(relation)) {
+            self.send(ordinal, lsn, Body::Schema(relation))?;
+        }
+        // The next row is most likely of the very same.
+        self.told.insert(key, Arc::clone(relation));
         Ok(())
     }
 
