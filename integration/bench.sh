@@ -4,6 +4,7 @@
 #   integration/bench.sh replay        redo of a base backup's WAL; about ten minutes
 #   integration/bench.sh ship          catch-up, latency, what it costs the leader; about six minutes
 #   integration/bench.sh decode        row changes against logical decoding, and what they cost; about six minutes
+#   integration/bench.sh waldump       WAL as text, and counted, against pg_waldump; about five minutes
 #
 # More arguments go to the bench program (integration/bench.sh replay --help lists them).
 set -euo pipefail

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# All tests, on a real PostgreSQL 15. None is skipped: what a test needs and does not find is a
-# failure, and tests marked `ignore` run, too. Arguments go to the test runner, for example a name.
+# All tests, on a real PostgreSQL 15; what reads WAL of 16 to 18 on those, which are fetched first
+# (integration/majors.sh). None is skipped: what a test needs and does not find is a failure, and tests
+# marked `ignore` run, too. Arguments go to the test runner, for example a name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source integration/prepare.sh
 prepare_packages
 prepare_toolchain
+integration/majors.sh
 
 # The end-to-end tests start this binary; built here, none of them waits for the compiler.
 cargo build --locked --package walferry --bin walferry

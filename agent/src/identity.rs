@@ -30,7 +30,8 @@ impl Identity {
             return Ok(None);
         }
         let major = standing.server_major;
-        let version = Version::from_major(major).ok_or_else(|| {
+        let version = Version::from_major(major).filter(|version| version.is_replayed);
+        let version = version.ok_or_else(|| {
             let words = format_args!("the leader's server is of PostgreSQL {major}");
             Trouble::new(Kind::Unsupported, words).with_hint("a newer walferry may know it")
         })?;
@@ -95,6 +96,11 @@ impl Identity {
                 return Err(Trouble::new(Kind::Corrupt, words)
                     .with_hint("the archive's file is damaged: move the archive away"));
             };
+            if !version.is_replayed {
+                let words = format_args!("{} is of PostgreSQL {}", path.display(), version.major);
+                return Err(Trouble::new(Kind::Unsupported, words)
+                    .with_hint("a newer walferry may know it"));
+            }
             let timeline = name.timeline;
             return Ok(Some(Self { system_identifier: system, timeline, segment_size, version }));
         }

@@ -36,7 +36,8 @@ mod verb;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::trouble::Trouble;
 
@@ -119,10 +120,29 @@ enum Verb {
     ///
     /// Example: restore_command = 'walferry fetch %f %p'
     Fetch(verb::fetch::Arguments),
+    /// Print WAL records as pg_waldump does: of PostgreSQL 15 to 18, from segments, .partial files and
+    /// archives of walferry.
+    ///
+    /// Needs neither an agent nor a configuration, and changes nothing. The text is that of the major's
+    /// own pg_waldump. Unlike it, this goes on where a timeline was left for another, and why it ends is
+    /// on the standard error.
+    ///
+    /// Exit status 0 if all that was asked for was printed, or, where no --end was given, all up to the
+    /// end of the WAL; 1 if WAL is damaged or cannot be read; 2 for wrong usage; 3 if what was asked for
+    /// is not there: no record from --start on, a segment in between, or WAL up to --end.
+    ///
+    /// Example: walferry waldump -p /var/lib/postgresql/15/main -s 0/5000060 --rmgr Heap
+    Waldump(verb::waldump::Arguments),
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse(); // wrong usage: exit status 2
+    let matches = Arguments::command().get_matches(); // wrong usage: exit status 2
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    // For a verb that does not need one.
+    let is_config_given = matches.value_source("config") == Some(ValueSource::CommandLine);
     let result = match arguments.verb {
         Verb::Run => verb::run::run(&arguments.config),
         Verb::Bootstrap(of) => verb::bootstrap::run(&arguments.config, of),
@@ -133,6 +153,7 @@ fn main() -> ExitCode {
         Verb::Promote(of) => verb::promote::run(&arguments.config, of),
         Verb::Decode(of) => verb::decode::run(&arguments.config, of),
         Verb::Fetch(of) => verb::fetch::run(&arguments.config, of),
+        Verb::Waldump(of) => verb::waldump::run(is_config_given.then_some(&*arguments.config), &of),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

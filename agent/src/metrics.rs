@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     archive_bytes: IntCounter,
     replayed_records: IntCounter,
     verified_images: IntCounter,
+    held_toast_pages: IntCounter,
+    early_toast_pages: IntCounter,
     reconnects: IntCounter,
     follower_lag_bytes: IntGaugeVec,
     follower_lag_seconds: GaugeVec,
@@ -122,6 +124,16 @@ impl Metrics {
                 "walferry_verified_images_total",
                 "Replayed pages found equal to the leader's images of them.",
             )?,
+            held_toast_pages: counter(
+                "walferry_held_toast_pages_total",
+                "Pages of TOAST relations that were not written when their turn came, because the row \
+                 spool was not durable up to their LSN.",
+            )?,
+            early_toast_pages: counter(
+                "walferry_early_toast_pages_total",
+                "Pages of TOAST relations that were written before the row spool was durable up to \
+                 their LSN, for lack of memory: a crash then may cost a value that an update left alone.",
+            )?,
             archive_size: gauge(
                 "walferry_archive_size_bytes",
                 "What the archive's files take on disk, of the timeline that is written.",
@@ -200,6 +212,13 @@ impl Metrics {
     /// Replayed pages were compared with the leader's images of them.
     pub(crate) fn count_verified(&self, images: u64) {
         self.verified_images.inc_by(images);
+    }
+
+    /// So many pages of TOAST relations had to wait for the row spool so far, or did not and should have.
+    pub(crate) fn set_toast_pages(&self, held: u64, early: u64) {
+        for (counter, count) in [(&self.held_toast_pages, held), (&self.early_toast_pages, early)] {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     /// A connection to a peer was begun.

@@ -442,7 +442,10 @@ impl Drop for Agent {
 }
 
 /// A copy of `walferry` in the scratch folder: the account may not be able to reach the build's.
-fn binary_in(scratch: &Scratch) -> Result<PathBuf> {
+///
+/// # Errors
+/// It cannot be built or copied.
+pub fn binary_in(scratch: &Scratch) -> Result<PathBuf> {
     let copy = scratch.path().join("walferry");
     if !copy.exists() {
         let built = built_binary()?;

@@ -21,7 +21,10 @@ pub mod decoding;
 pub mod endpoint;
 pub mod identical;
 pub mod load;
+pub mod made_wal;
+pub mod majors;
 pub mod metrics;
+pub mod opcodes;
 pub mod pair;
 pub mod ports;
 pub mod postgres;
@@ -34,6 +37,7 @@ pub mod seed;
 pub mod segments;
 pub mod standby;
 pub mod trial;
+pub mod wal_text;
 pub mod waldump;
 pub mod workload;
 

@@ -49,6 +49,12 @@ impl Segments {
         Ok(Self { directory: directory.to_owned(), timeline, size, first, end })
     }
 
+    /// Where they are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The first position.
     #[must_use]
     pub fn start(&self) -> Lsn {

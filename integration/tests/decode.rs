@@ -2,6 +2,7 @@
 //! judge, and a leader at `wal_level=replica` gives the same rows.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use integration::decoding::{
 };
 use integration::process::wait_until;
 use integration::{Cluster, ClusterOptions, Pair, Scratch, Seed};
+use walfmt::Lsn;
 
 /// How long the follower may take to decode what is there.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -163,6 +165,120 @@ fn databases_that_are_made_are_told() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// From the first row on that is told none is missing, however busy the leader is where rows begin.
+#[test]
+fn rows_begin_without_a_hole() -> Result<()> {
+    const ROUNDS: usize = 3;
+    /// Rows of one transaction.
+    const ROWS: usize = 200;
+    for round in 1..=ROUNDS {
+        let scratch = Scratch::new()?;
+        let directory = scratch.directory("decoded")?;
+        let directory = directory.to_str().context("a path in UTF-8")?;
+        let more = [("decode", "directory", directory)];
+        let is_over = AtomicBool::new(false);
+        let (text, written) = std::thread::scope(|scope| -> Result<_> {
+            let mut writer = None;
+            let started = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
+                leader.sql("create table t (v int)")?;
+                let endpoint = leader.endpoint().clone();
+                let is_over = &is_over;
+                writer = Some(scope.spawn(move || -> Result<usize> {
+                    let mut v = 0;
+                    while !is_over.load(Ordering::SeqCst) {
+                        let rows: Vec<String> =
+                            (v..v + ROWS).map(|v| format!("insert into t values ({v});")).collect();
+                        endpoint.sql(&rows.join("\n"))?;
+                        v += ROWS;
+                    }
+                    Ok(v)
+                }));
+                Ok(())
+            });
+            let told = started.and_then(|pair| {
+                wait_until("rows are captured", PATIENCE, || {
+                    Ok(pair.follower.state_of("decode")? == "streaming")
+                })?;
+                std::thread::sleep(Duration::from_millis(500));
+                is_over.store(true, Ordering::SeqCst);
+                Ok(pair)
+            });
+            is_over.store(true, Ordering::SeqCst);
+            let written = writer.context("a writer")?.join().expect("no panic")?;
+            let mut pair = told?;
+            let end = pair.catch_up(PATIENCE)?;
+            pair.follower.wait_for_position("decoded", end, PATIENCE)?;
+            Ok((pair.follower.run_verb("decode", &[])?, written))
+        })?;
+        let number = |line: &str| -> Option<usize> {
+            let (_, rest) = line.split_once("\"new\":{\"v\":\"")?;
+            rest.split_once('"')?.0.parse().ok()
+        };
+        let told: Vec<usize> = text.lines().filter_map(number).collect();
+        let first = *told.first().context("no row is told")?;
+        println!("round {round}: {} rows, told from {first} to {written}", told.len());
+        ensure!(first > 0, "rows began before there were any: nothing was tested");
+        ensure!(first % ROWS == 0, "a transaction is told from its {}th row on", first % ROWS);
+        let expected: Vec<usize> = (first..written).collect();
+        let missing = expected.iter().find(|v| told.binary_search(v).is_err());
+        ensure!(
+            told == expected,
+            "{} of {} rows, {missing:?} is not told",
+            told.len(),
+            expected.len()
+        );
+    }
+    Ok(())
+}
+
+/// A reader that was told where to end prints all that commits before, nothing behind, and ends.
+#[test]
+fn a_reader_ends_where_it_is_told() -> Result<()> {
+    const ROWS: usize = 40;
+    let scratch = Scratch::new()?;
+    let directory = scratch.directory("decoded")?;
+    let directory = directory.to_str().context("a path in UTF-8")?;
+    let more = [("decode", "directory", directory)];
+    let pair = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
+        leader.sql("create table t (v int, padding text)").map(drop)
+    })?;
+    wait_until("rows are captured", PATIENCE, || {
+        Ok(pair.follower.state_of("decode")? == "streaming")
+    })?;
+    let position = |leader: &Cluster| -> Result<Lsn> {
+        Ok(leader.sql("select pg_current_wal_insert_lsn()")?.parse()?)
+    };
+    let until = position(&pair.leader)?.advance(1000 * ROWS as u64 / 2);
+    let (text, ends) = std::thread::scope(|scope| -> Result<_> {
+        let follower = &pair.follower;
+        let reader = scope.spawn(move || {
+            follower.run_verb("decode", &["--follow", "--until", &until.to_string()])
+        });
+        let mut ends = Vec::new();
+        for v in 0..ROWS {
+            pair.leader.sql(&format!("insert into t values ({v}, repeat('x', 1000))"))?;
+            ends.push(position(&pair.leader)?);
+        }
+        Ok((reader.join().expect("no panic")?, ends))
+    })?;
+    let told = |v: usize| text.contains(&format!("\"new\":{{\"v\":\"{v}\","));
+    let before = ends.iter().filter(|end| **end <= until).count();
+    // One may commit on both sides: its records begin before.
+    for v in (0..ROWS).filter(|v| *v != before) {
+        ensure!(told(v) == (v < before), "row {v} of {before} before {until}: {text}");
+    }
+    println!("{before} of {ROWS} rows before {until}");
+    ensure!(before > 0 && before + 1 < ROWS);
+
+    // Without --follow it ends where the rows do.
+    pair.catch_up(PATIENCE)?;
+    let again = pair.follower.run_verb("decode", &["--until", &until.to_string()])?;
+    ensure!(again == text, "{again}");
+    let all = pair.follower.run_verb("decode", &["--until", "FFFFFFFF/0"])?;
+    ensure!(all.starts_with(&text) && all.len() > text.len(), "{all}");
     Ok(())
 }
 

@@ -24,6 +24,7 @@ use walfmt::rmgr::RmgrId;
 use walfmt::rmgr::heap2::RewriteMapping;
 use walfmt::rmgr::relmap::RelationMap;
 use walfmt::rmgr::tablespace::CreateTablespace;
+use walfmt::rmgr::xact::Prepare;
 use walfmt::rmgr::xlog::Change;
 use walfmt::segment::{SegmentName, SegmentSize};
 use walfmt::slru::{self, ClogPosition};
@@ -788,7 +789,11 @@ impl PageAccess for Replay {
         Ok(())
     }
 
-    fn prepare_transaction(&mut self, _record: &Record<'_>, _xid: TransactionId) -> Result<bool> {
+    fn prepare_transaction(
+        &mut self,
+        _record: &Record<'_>,
+        _prepare: &Prepare<'_>,
+    ) -> Result<bool> {
         Ok(true)
     }
 

@@ -34,6 +34,10 @@ pub(crate) struct Arguments {
     /// Go on with what comes, until interrupted.
     #[arg(long)]
     follow: bool,
+    /// Only transactions that commit before this position, and with --follow, end when all of them were
+    /// printed.
+    #[arg(long, value_name = "LSN")]
+    until: Option<Lsn>,
 }
 
 /// How often it is looked for more: soon after there was some, and then less and less often.
@@ -73,11 +77,26 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
     let mut decoder = Decoder::new(version);
     let mut printer = Printer::new(arguments, after);
     let mut pause = FOLLOW_INTERVAL_MIN;
+    let until = printer.arguments.until.unwrap_or(Lsn(u64::MAX));
+    let start = reader.header().start;
+    if until <= start {
+        return match after {
+            Some(after) if after.commit >= until => Ok(()),
+            _ => Err(Trouble::new(
+                Kind::NotThere,
+                format_args!(
+                    "rows from before {start} are not there: they were not captured, or removed"
+                ),
+            )),
+        };
+    }
     loop {
-        let Some(chunk) = reader.next()? else {
+        let is_over = reader.end() >= until;
+        let chunk = if is_over { None } else { reader.next()? };
+        let Some(chunk) = chunk else {
             printer.flush()?;
-            if !printer.arguments.follow {
-                return Ok(());
+            if is_over || !printer.arguments.follow {
+                return ensure_telling(&decoder);
             }
             thread::sleep(pause);
             pause = (pause * 2).min(FOLLOW_INTERVAL);
@@ -89,6 +108,9 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
         while !rest.is_empty() {
             let place = Place(chunk.place + (all.len() - rest.len()) as u64);
             let (entry, behind) = Entry::read(rest).map_err(|error| corrupt(&error))?;
+            if entry.start >= until {
+                break;
+            }
             match decoder.push(&entry, place, &mut reader, &mut printer) {
                 Ok(()) => {}
                 Err(error) => {
@@ -105,6 +127,25 @@ pub(crate) fn run(config: &Path, arguments: Arguments) -> Result<(), Trouble> {
             printer.flush()?;
         }
     }
+}
+
+/// That nothing happened, and that nothing of it can be told, are two answers.
+fn ensure_telling(decoder: &Decoder) -> Result<(), Trouble> {
+    if decoder.is_telling() || decoder.waits_for().next().is_none() {
+        return Ok(());
+    }
+    let mut xids: Vec<u32> = decoder.waits_for().map(|xid| xid.0).collect();
+    xids.sort_unstable();
+    let shown: Vec<String> = xids.iter().take(8).map(u32::to_string).collect();
+    let more = if xids.len() > shown.len() { ", ..." } else { "" };
+    let words = format_args!(
+        "nothing is told before these transactions have ended, which had begun before: {}{more}",
+        shown.join(", ")
+    );
+    Err(Trouble::new(Kind::NotThere, words).with_hint(
+        "rows before their ends cannot be told, theirs never; on the leader pg_prepared_xacts has those \
+         that are prepared, pg_stat_activity.backend_xid the others",
+    ))
 }
 
 fn corrupt(error: &dyn std::fmt::Display) -> Trouble {
@@ -124,7 +165,7 @@ struct Printer {
     /// Something of the transaction has passed.
     has_begun: bool,
     /// Tables whose shapes were printed, by database and OID: those told before `after` are not.
-    printed: HashSet<(u32, u32)>,
+    printed: HashSet<(u32, u32), foldhash::fast::RandomState>,
 }
 
 impl Printer {
@@ -135,7 +176,7 @@ impl Printer {
             buffer: Vec::new(),
             begin: Vec::new(),
             has_begun: false,
-            printed: HashSet::new(),
+            printed: HashSet::default(),
         }
     }
 

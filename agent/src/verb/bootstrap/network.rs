@@ -116,10 +116,11 @@ pub(super) fn fetch(
 
 fn identity_of(started: &BackupStarted) -> Result<Identity, Trouble> {
     let major = u16::try_from(started.server_version_num / 10_000).unwrap_or(0);
-    let version = Version::from_major(major).ok_or_else(|| {
+    let version = Version::from_major(major).filter(|version| version.is_replayed);
+    let version = version.ok_or_else(|| {
         let found = started.server_version_num;
         Trouble::new(Kind::Unsupported, format_args!("the leader's server is of version {found}"))
-            .with_hint("the leader's agent learns it from [source] conninfo; 15 to 18 are known")
+            .with_hint("the leader's agent learns it from [source] conninfo; 15 is known")
     })?;
     Ok(Identity {
         system_identifier: started.system_identifier,

@@ -5,9 +5,9 @@
 //! ```text
 //! pgoutput,          pg_recvlogical --start --endpos from a copied slot, to /dev/null: the whole process;
 //! test_decoding      the leader, at wal_level=logical, has nothing else to do
-//! end to end         from the start of an agent with [decode], until `walferry decode --follow`, which runs
-//!                    beside it and writes into a pipe, has printed the last commit; and the same from the
-//!                    first record that is replayed
+//! end to end         from the start of an agent with [decode], until `walferry decode --follow --until`, which
+//!                    runs beside it, has printed the last commit, to /dev/null, and ends; and the same from
+//!                    the first record that is replayed
 //! replay             PostgreSQL's redo; ours without [decode]; ours with it, and nobody who reads
 //! reader             `walferry decode` of a finished spool, to /dev/null: the whole process
 //! ```
@@ -19,7 +19,7 @@
 //! are captured from there on.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -406,7 +406,8 @@ impl Bench {
     }
 
     fn count_ours(&self) -> Result<Counts> {
-        let mut child = self.reader(&[])?.stdout(Stdio::piped()).spawn()?;
+        let mut child =
+            self.reader(&["--until", &self.end.to_string()])?.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("a pipe")?);
         let counts =
             count(lines, |line| Some(line.strip_prefix("{\"kind\":\"")?.split_once('"')?.0))?;
@@ -440,7 +441,7 @@ impl Bench {
     }
 
     fn read_spool(&self) -> Result<f64> {
-        let mut command = self.reader(&[])?;
+        let mut command = self.reader(&["--until", &self.end.to_string()])?;
         command.stdout(Stdio::null());
         let begun = Instant::now();
         let status = command.status()?;
@@ -452,15 +453,13 @@ impl Bench {
     fn end_to_end(&self) -> Result<(f64, f64)> {
         let mut agent = self.capturing_agent()?;
         let mut reader = agent.command("decode");
-        reader.arg("--follow").stdin(Stdio::null()).stdout(Stdio::piped());
+        reader.args(["--follow", "--until", &self.end.to_string()]);
+        reader.stdin(Stdio::null()).stdout(Stdio::null());
         let begun = Instant::now();
         agent.spawn()?;
-        let mut reader = reader.spawn()?;
-        let found = wait_for_end(reader.stdout.take().context("a pipe")?);
+        let status = reader.status()?;
         let (seconds, ended) = (begun.elapsed().as_secs_f64(), seconds_of_day()?);
-        reader.kill()?;
-        reader.wait()?;
-        found.with_context(|| agent.log_tail(30))?;
+        ensure!(status.success(), "walferry decode: {status}: {}", agent.log_tail(30));
         let line = self.ours.wait_caught_up(&agent)?;
         let first = second_of(&line)? - field(&line, "seconds")?;
         agent.stop()?;
@@ -488,29 +487,6 @@ fn count(mut lines: impl BufRead, kind: impl Fn(&str) -> Option<&str>) -> Result
         line.clear();
     }
     Ok(counts)
-}
-
-/// Reads up to the commit behind the row of [`END`]. Looks only at the end of what each call brings, to
-/// take no time from those who are measured.
-fn wait_for_end(mut output: impl Read) -> Result<()> {
-    const LOOK_BYTES: usize = 4096;
-    let mut buffer = vec![0; 1 << 20];
-    let mut tail: Vec<u8> = Vec::new();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let read = output.read(&mut buffer)?;
-        ensure!(read > 0, "walferry decode has ended");
-        ensure!(Instant::now() < deadline, "the last commit does not come");
-        tail.extend_from_slice(&buffer[read.saturating_sub(LOOK_BYTES)..read]);
-        tail.drain(..tail.len().saturating_sub(LOOK_BYTES));
-        let text = String::from_utf8_lossy(&tail);
-        let after = text.rsplit_once(END).map(|(_, after)| after);
-        if after
-            .is_some_and(|after| after.contains("{\"kind\":\"commit\"") && after.ends_with('\n'))
-        {
-            return Ok(());
-        }
-    }
 }
 
 const DAY: f64 = 24.0 * 3600.0;

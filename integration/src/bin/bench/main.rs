@@ -1,6 +1,7 @@
 //! Speed, as a ratio to PostgreSQL on the same machine, in the same run, on the same WAL.
 //!
-//! `integration/bench.sh ship` is in `ship.rs`, `integration/bench.sh decode` in `decode.rs`.
+//! `integration/bench.sh ship` is in `ship.rs`, `integration/bench.sh decode` in `decode.rs`,
+//! `integration/bench.sh waldump` in `waldump.rs`.
 //! `integration/bench.sh replay` builds and runs it. For each workload a server writes WAL once. Then
 //! PostgreSQL and walferry replay it in turn, from copies of one base backup:
 //!
@@ -19,6 +20,7 @@
 mod decode;
 mod mixed;
 mod ship;
+mod waldump;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,6 +64,8 @@ enum What {
     Ship(ship::ShipArguments),
     /// Row changes.
     Decode(decode::DecodeArguments),
+    /// WAL as text.
+    Waldump(waldump::WaldumpArguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         What::Replay(arguments) => replay(&arguments),
         What::Ship(arguments) => ship::ship(&arguments),
         What::Decode(arguments) => decode::decode(&arguments),
+        What::Waldump(arguments) => waldump::waldump(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
