@@ -189,6 +189,35 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
     leader.stop(StopMode::Fast)
 }
 
+/// An agent that was started a moment ago does not know its archive yet: a backup waits for that, but
+/// not for ever.
+#[test]
+fn a_backup_waits_for_the_archive() -> Result<()> {
+    let Setting { scratch, mut leader, mut leader_agent, proxy: _proxy } = Setting::new(&[])?;
+    leader_agent.stop()?;
+    let in_the_way = leader_agent.archive_directory().to_owned();
+    fs::rename(&in_the_way, in_the_way.with_extension("away"))?;
+    fs::write(&in_the_way, "not a directory")?;
+    leader_agent.start()?;
+    let node = |name| Agent::new(&scratch, AgentConfig::follower(name, &scratch, &leader_agent)?);
+
+    let refused = node("impatient")?.verb("bootstrap", FAST)?;
+    println!("{}", refused.stderr.trim());
+    assert_eq!(refused.exit, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("the archive is not open yet"), "{refused:?}");
+
+    let patient = node("patient")?;
+    let mut child = spawn(&patient, FAST)?;
+    thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait()?.is_none(), "it waits");
+    fs::remove_file(&in_the_way)?;
+    fs::rename(in_the_way.with_extension("away"), &in_the_way)?;
+    let (exit, words) = outcome(&mut child)?;
+    assert_eq!(exit, Some(0), "{words}");
+    leader_agent.stop()?;
+    leader.stop(StopMode::Fast)
+}
+
 #[test]
 fn one_flipped_byte_is_named() -> Result<()> {
     let setting = Setting::new(&[])?;

@@ -24,6 +24,7 @@ use walfmt::Lsn;
 use crate::clock;
 use crate::config::Source;
 use crate::configuration::{self, CONFIGURATION_BYTES_MAX};
+use crate::identity::Identity;
 use crate::node::Node;
 use crate::positions::Position;
 use crate::server::replication::{BackupOptions, BackupPiece, ReplicationConnection};
@@ -35,6 +36,9 @@ use crate::trouble::{Kind, Trouble};
 const QUEUE_PARTS: usize = 8;
 /// A follower that takes nothing for this long is gone; its disk may be slow.
 const WRITE_LIMIT: Duration = Duration::from_secs(120);
+/// How long a backup waits for this node's archive to be opened, as after its own start.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const OPEN_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// How often it is asked whether the WAL still comes.
 const TAIL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -118,10 +122,7 @@ pub(crate) async fn serve(
 /// How to reach the server; or why there is no backup here.
 fn conninfo(node: &Node) -> Result<String, String> {
     match (node.config.source(), &node.config.source.conninfo) {
-        (Ok(Source::Tail(_)), Some(conninfo)) => match node.archive() {
-            Some(_) => Ok(conninfo.clone()),
-            None => Err("the archive is not open yet".to_owned()),
-        },
+        (Ok(Source::Tail(_)), Some(conninfo)) => Ok(conninfo.clone()),
         (Ok(Source::Tail(_)), None) => {
             Err("this node's [source] has no conninfo, so it cannot ask its server for a backup"
                 .to_owned())
@@ -138,6 +139,7 @@ async fn relay(
     request: &BackupRequest,
     parts: &mpsc::Sender<Relayed>,
 ) -> Result<(), Trouble> {
+    let identity = wait_until_open(node).await?;
     let mut server = ReplicationConnection::connect(conninfo).await?;
     let options = BackupOptions {
         // Nothing that the backup needs may be removed before it is in the archive.
@@ -150,7 +152,6 @@ async fn relay(
     let expected = Expected::new(node, request.node.as_str());
     expected.from(node.positions.get(Position::Appended));
     let start = server.base_backup(&options).await?;
-    let identity = node.identity().ok_or_else(|| Trouble::io("archive", "it is not open"))?;
     if start.timeline != identity.timeline {
         let (server, archive) = (start.timeline, identity.timeline);
         return Err(Trouble::new(
@@ -245,6 +246,23 @@ impl<'a> Expected<'a> {
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
         self.node.positions.with_follower(self.name, |follower| follower.connections -= 1);
+    }
+}
+
+/// Just after a start nobody knows yet whose WAL it is: who asks then need not ask a second time.
+async fn wait_until_open(node: &Node) -> Result<Identity, Trouble> {
+    let deadline = Instant::now() + OPEN_LIMIT;
+    loop {
+        if let Some(identity) = node.identity() {
+            return Ok(identity);
+        }
+        check_tail(node)?;
+        if Instant::now() >= deadline || node.stopping() {
+            return Err(Trouble::new(Kind::Refused, "the archive is not open yet").with_hint(
+                "`walferry status` of the leader's agent says what its tail waits for",
+            ));
+        }
+        tokio::time::sleep(OPEN_CHECK_INTERVAL).await;
     }
 }
 
