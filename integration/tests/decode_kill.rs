@@ -13,6 +13,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ use walfmt::Lsn;
 use walfmt::control::ControlFile;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The consumer is killed again and again while it reads what the kills of the follower have left.
+const LAST_LINE_PATIENCE: Duration = Duration::from_secs(180);
 /// How often the follower is killed, unless `WALFERRY_DECODE_KILLS` says otherwise.
 const KILLS: u32 = 200;
 /// How many of them must be within one and the same transaction.
@@ -68,11 +71,11 @@ fn killed_captures_lose_nothing() -> Result<()> {
         let checkpoints = scope.spawn(|| checkpoints(runtime, conninfo, shared));
         let bigs = scope.spawn(|| big_transactions(runtime, conninfo, shared));
         let generator = StdRng::seed_from_u64(seed.0 + 100);
-        let limit = Duration::from_secs(u64::from(kills) + 120);
-        let consumer = scope.spawn(move || consumer::consume(follow, LAST, generator, limit));
+        let gives_up = || shared.gives_up();
+        let consumer = scope.spawn(move || consumer::consume(follow, LAST, generator, gives_up));
         let log = stand.kill_often(kills, seed.generator(), shared)?;
         println!("[{:5.1} s] {kills} kills are done", begun.elapsed().as_secs_f64());
-        shared.ending.store(true, Ordering::SeqCst);
+        shared.end();
         for session in sessions {
             session.join().expect("no panic")?;
         }
@@ -98,10 +101,26 @@ fn killed_captures_lose_nothing() -> Result<()> {
 #[derive(Default)]
 struct Shared {
     kills: AtomicU32,
-    /// Everything should come to its end.
-    ending: AtomicBool,
+    /// When everything was told to come to its end.
+    ending: OnceLock<Instant>,
     /// As a failure does.
     failed: AtomicBool,
+}
+
+impl Shared {
+    fn end(&self) {
+        self.ending.get_or_init(Instant::now);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.get().is_some()
+    }
+
+    /// What has not come by now will not come.
+    fn gives_up(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+            || self.ending.get().is_some_and(|since| since.elapsed() > LAST_LINE_PATIENCE)
+    }
 }
 
 /// Whatever happens to the test, its threads end.
@@ -109,7 +128,7 @@ struct EndsOnDrop<'a>(&'a Shared);
 
 impl Drop for EndsOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.ending.store(true, Ordering::SeqCst);
+        self.0.end();
         self.0.failed.store(true, Ordering::SeqCst);
     }
 }
@@ -459,7 +478,7 @@ fn small(
     let session = Session::connect(runtime, conninfo)?;
     let table = format!("small{number}");
     for turn in 0_u32.. {
-        if shared.ending.load(Ordering::SeqCst) {
+        if shared.is_ending() {
             return Ok(());
         }
         let some = draw.random_range(1..30);
@@ -508,7 +527,7 @@ fn small(
 /// Restart points follow from them.
 fn checkpoints(runtime: &Runtime, conninfo: &str, shared: &Shared) -> Result<()> {
     let session = Session::connect(runtime, conninfo)?;
-    while !shared.ending.load(Ordering::SeqCst) {
+    while !shared.is_ending() {
         session.run("checkpoint")?;
         thread::sleep(Duration::from_millis(700));
     }
@@ -544,9 +563,7 @@ fn big_transactions(runtime: &Runtime, conninfo: &str, shared: &Shared) -> Resul
             }
             session.run(&sql)?;
             let seen = shared.kills.load(Ordering::SeqCst);
-            while shared.kills.load(Ordering::SeqCst) == seen
-                && !shared.ending.load(Ordering::SeqCst)
-            {
+            while shared.kills.load(Ordering::SeqCst) == seen && !shared.is_ending() {
                 thread::sleep(Duration::from_millis(5));
             }
             if shared.failed.load(Ordering::SeqCst) {

@@ -3,7 +3,7 @@
 //! The layout is that of `agent/src/spool.rs`; whether CRCs are right is the agent's to say.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -141,7 +141,11 @@ fn chunks_from(file: &File, length: u64, begin: u64, chunks: &mut Vec<ChunkAt>) 
     let mut offset = begin;
     while offset + CHUNK_HEADER_BYTES <= length {
         let mut head = [0; 12];
-        file.read_exact_at(&mut head, offset)?;
+        match file.read_exact_at(&mut head, offset) {
+            // A capture that starts has cut off what was not whole, since the length was asked for.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            read => read?,
+        }
         let entries = walfmt::bytes::u32_at(&head, 0);
         let end = Lsn(walfmt::bytes::u64_at(&head, 4));
         let whole = CHUNK_HEADER_BYTES + u64::from(entries);
