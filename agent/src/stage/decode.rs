@@ -31,6 +31,7 @@ use crate::node::Node;
 use crate::positions::Position;
 use crate::spool::Writer;
 use crate::stage::State;
+use crate::stage::heart::Heart;
 use crate::trouble::{Kind, Trouble};
 
 pub(crate) const STAGE: &str = "decode";
@@ -133,8 +134,10 @@ pub(crate) fn run(node: &Arc<Node>) {
 
 fn run_until_end(node: &Node, capture: &Capture, config: &DecodeSection) -> Result<(), Trouble> {
     let Some(identity) = wait_for_identity(node) else { return Ok(()) };
+    let heart = node.hearts.start(STAGE, &[STAGE]);
     loop {
-        let mut capturing = Capturing::open(node, capture, config, identity)?;
+        heart.beat();
+        let mut capturing = Capturing::open(node, capture, config, identity, &heart)?;
         let ended = capturing.run()?;
         capturing.sync()?;
         // The store is gone before it could be asked: what was taken last comes again from another one.
@@ -167,6 +170,7 @@ struct Capturing<'a> {
     /// How many values were nowhere.
     unknown: u64,
     synced_at: Instant,
+    heart: &'a Heart,
 }
 
 impl<'a> Capturing<'a> {
@@ -175,6 +179,7 @@ impl<'a> Capturing<'a> {
         capture: &'a Capture,
         config: &DecodeSection,
         identity: Identity,
+        heart: &'a Heart,
     ) -> Result<Self, Trouble> {
         let mut catalogs = Catalogs::new(identity.version);
         let major = identity.version.major;
@@ -197,14 +202,25 @@ impl<'a> Capturing<'a> {
             node.stages.set(STAGE, State::Waiting, words);
         }
         let bytes_max = config.max_bytes;
-        let synced_at = Instant::now();
-        Ok(Self { node, capture, writer, catalogs, bytes_max, from: end, unknown: 0, synced_at })
+        let (unknown, synced_at) = (0, Instant::now());
+        Ok(Self {
+            node,
+            capture,
+            writer,
+            catalogs,
+            bytes_max,
+            from: end,
+            unknown,
+            synced_at,
+            heart,
+        })
     }
 
     /// Captures until replay ends; `false` if the store goes before.
     fn run(&mut self) -> Result<bool, Trouble> {
         let mut entries = Vec::with_capacity(CHUNK_BYTES + (CHUNK_BYTES >> 2));
         loop {
+            self.heart.beat();
             let has_ended = self.capture.replay_has_ended.load(Ordering::SeqCst);
             entries.clear();
             let taken = self.capture.rows.take(&mut entries, CHUNK_BYTES, IDLE_WAIT);
@@ -243,7 +259,10 @@ impl<'a> Capturing<'a> {
                 self.catalogs.tell_files(rows);
                 let ended = || self.capture.replay_has_ended.load(Ordering::SeqCst);
                 let before = self.unknown;
+                // Replay answers, which has a heart of its own and may be waiting for a disk.
+                self.heart.rest();
                 let whole = toast::complete(new, needed, rows, ended, &mut self.unknown)?;
+                self.heart.beat();
                 let Some(whole) = whole else { return Ok(false) };
                 if self.unknown > before {
                     let (values, until) = (self.unknown - before, end);
