@@ -358,6 +358,7 @@ fn take_behind(
                 let is_last = all_given.load(Ordering::SeqCst);
                 taken.clear();
                 let end = rows.take(&mut taken, BATCH_BYTES, Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(10)); // so that he is behind
                 // The store may be the one that waits: for rows of pages that it has pruned already.
                 while end > from
                     && applied.load(Ordering::SeqCst) < until.0
