@@ -1,18 +1,28 @@
 //! A `pgbench` that runs beside the test.
 
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
 use crate::endpoint::Endpoint;
-use crate::process::{send_signal, wait_for_exit};
+use crate::process::{send_signal, wait_for_exit, wait_until};
+
+/// How long the server may take to end the sessions of a `pgbench` that has gone.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// So many were started by this process: each has a name of its own.
+static STARTED: AtomicU64 = AtomicU64::new(0);
 
 /// A running `pgbench`; stopped on drop.
 #[derive(Debug)]
 pub struct Load {
     child: Child,
+    endpoint: Endpoint,
+    /// The `application_name` of its sessions.
+    name: String,
 }
 
 impl Load {
@@ -24,13 +34,15 @@ impl Load {
     pub fn start(endpoint: &Endpoint, arguments: &[&str]) -> Result<Self> {
         let mut command = endpoint.command("pgbench");
         command.arg("-n").args(arguments).arg("postgres");
+        let name = format!("load-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let child = command
+            .env("PGAPPNAME", &name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start pgbench")?;
-        Ok(Self { child })
+        Ok(Self { child, endpoint: endpoint.clone(), name })
     }
 
     /// Whether it still runs.
@@ -49,13 +61,21 @@ impl Load {
         wait_for_exit(&mut self.child, limit)
     }
 
-    /// Ends it. Transactions that its connections had open are rolled back by the server a moment
-    /// later.
+    /// Ends it, and waits until the server has ended its sessions: transactions that were open are
+    /// rolled back then, and none commits any more.
     ///
     /// # Errors
-    /// It does not end.
+    /// It does not end, or the server does not answer.
     pub fn stop(mut self) -> Result<()> {
-        self.end()
+        self.end()?;
+        // A session that waits for its commit's flush sees only later that nobody listens.
+        let sessions = format!(
+            "select count(*) from pg_stat_activity where application_name = '{}'",
+            self.name
+        );
+        wait_until("the server has ended the load's sessions", PATIENCE, || {
+            Ok(self.endpoint.sql(&sessions)? == "0")
+        })
     }
 
     fn end(&mut self) -> Result<()> {

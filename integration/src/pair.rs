@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -94,12 +93,10 @@ impl Pair {
     }
 
     /// Waits until the follower has replayed all that the server has flushed; gives up to where.
-    /// Transactions of a load that was just stopped are rolled back first.
     ///
     /// # Errors
     /// It has not within `limit`.
     pub fn catch_up(&self, limit: Duration) -> Result<Lsn> {
-        thread::sleep(Duration::from_millis(500));
         let end = self.flush_position()?;
         self.follower.wait_replayed(end, limit)?;
         Ok(end)

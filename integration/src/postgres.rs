@@ -16,7 +16,8 @@ use crate::endpoint::Endpoint;
 use crate::load::Load;
 use crate::ports::free_port;
 use crate::process::{
-    POLL_INTERVAL, children_of, is_alive, send_signal, tail_of, wait_for_exit, wait_until,
+    POLL_INTERVAL, children_of, is_alive, processes_of, send_signal, tail_of, wait_for_exit,
+    wait_until,
 };
 use crate::scratch::Scratch;
 
@@ -316,8 +317,12 @@ impl Cluster {
             send_signal(*child, Signal::KILL)?;
         }
         self.wait_stopped()?;
+        // One that was forked between that look and the postmaster's end is no child of anybody's any
+        // more. It keeps the server's shared memory, without which another does not start.
         wait_until("the killed server's processes are gone", PATIENCE, || {
-            Ok(!children.iter().any(|child| is_alive(*child)))
+            let left = processes_of("postgres", &self.data_directory);
+            left.iter().try_for_each(|process| send_signal(*process, Signal::KILL))?;
+            Ok(left.is_empty() && !children.iter().any(|child| is_alive(*child)))
         })
     }
 

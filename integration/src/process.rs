@@ -51,6 +51,21 @@ pub fn processes_in(folder: &Path) -> Vec<u32> {
     pids.filter(|pid| *pid != std::process::id() && is_alive(*pid) && uses(pid)).collect()
 }
 
+/// The processes of the program `name` that work in `folder`.
+#[must_use]
+pub fn processes_of(name: &str, folder: &Path) -> Vec<u32> {
+    // Links in `/proc` show the real path.
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_one = |pid: &u32| {
+        let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let directory = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        program.trim_end() == name && directory == folder
+    };
+    pids.filter(|pid| is_alive(*pid) && is_one(pid)).collect()
+}
+
 /// Waits for a child to end by itself.
 ///
 /// # Errors

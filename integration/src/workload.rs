@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -15,10 +16,14 @@ use crate::command::output_of;
 use crate::endpoint::Endpoint;
 use crate::load::Load;
 use crate::postgres::{Cluster, StopMode};
+use crate::process::wait_until;
 use crate::scratch::Scratch;
 
 /// How long `pgbench` may run at most, in seconds: whoever started it stops it.
 const LOAD_SECONDS: &str = "1200";
+
+/// How long a transaction of the load may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -207,11 +212,36 @@ impl Workload {
                 session.join().map_err(|_| anyhow!("a session panicked"))?
             })
         })?;
+        if self.pieces.contains(&Piece::Heap) {
+            self.vacuum_alone(leader)?;
+        }
         // It locks catalogs in an order of its own: beside other DDL it would be in a deadlock.
         if self.pieces.contains(&Piece::RelationMaps) {
             self.run(Piece::RelationMaps, leader, scratch, round)?;
         }
         Ok(())
+    }
+
+    /// Has a vacuum remove rows and pages for certain: in a session of [`Workload::run_round`] it may find
+    /// that the other one still sees them.
+    fn vacuum_alone(&self, leader: &Cluster) -> Result<()> {
+        let rows = 3000 * self.scale;
+        leader.sql(&format!(
+            "insert into keys select md5(g::text), 1000000 + g from generate_series(1, {rows}) g"
+        ))?;
+        let deleted =
+            leader.sql("delete from keys where n > 1000000; select pg_current_xact_id()")?;
+        // The load's transactions are short, and some may have begun before.
+        let who_sees_them = format!(
+            "select count(*) from pg_stat_activity where pid <> pg_backend_pid() \
+             and least(backend_xid::text::bigint, backend_xmin::text::bigint) <= {deleted}"
+        );
+        wait_until("nobody sees the deleted rows", PATIENCE, || {
+            Ok(leader.sql(&who_sees_them)? == "0")
+        })?;
+        // The second one finds pages that the first has emptied.
+        leader.sql("vacuum keys")?;
+        leader.sql("vacuum keys").map(drop)
     }
 
     /// Prepares transactions (1), finishes them (2), leaves some open (3); nothing if that is none

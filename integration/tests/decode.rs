@@ -2,7 +2,7 @@
 //! judge, and a leader at `wal_level=replica` gives the same rows.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -179,13 +179,13 @@ fn rows_begin_without_a_hole() -> Result<()> {
         let directory = scratch.directory("decoded")?;
         let directory = directory.to_str().context("a path in UTF-8")?;
         let more = [("decode", "directory", directory)];
-        let is_over = AtomicBool::new(false);
+        let (is_over, commits) = (AtomicBool::new(false), AtomicUsize::new(0));
         let (text, written) = std::thread::scope(|scope| -> Result<_> {
             let mut writer = None;
             let started = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
                 leader.sql("create table t (v int)")?;
                 let endpoint = leader.endpoint().clone();
-                let is_over = &is_over;
+                let (is_over, commits) = (&is_over, &commits);
                 writer = Some(scope.spawn(move || -> Result<usize> {
                     let mut v = 0;
                     while !is_over.load(Ordering::SeqCst) {
@@ -193,6 +193,7 @@ fn rows_begin_without_a_hole() -> Result<()> {
                             (v..v + ROWS).map(|v| format!("insert into t values ({v});")).collect();
                         endpoint.sql(&rows.join("\n"))?;
                         v += ROWS;
+                        commits.fetch_add(1, Ordering::SeqCst);
                     }
                     Ok(v)
                 }));
@@ -202,13 +203,18 @@ fn rows_begin_without_a_hole() -> Result<()> {
                 wait_until("rows are captured", PATIENCE, || {
                     Ok(pair.follower.state_of("decode")? == "streaming")
                 })?;
-                std::thread::sleep(Duration::from_millis(500));
+                // Of two that commit from here on, the second begins here, too: it is told.
+                let before = commits.load(Ordering::SeqCst);
+                wait_until("more is committed", PATIENCE, || {
+                    Ok(commits.load(Ordering::SeqCst) >= before + 2)
+                })?;
                 is_over.store(true, Ordering::SeqCst);
                 Ok(pair)
             });
             is_over.store(true, Ordering::SeqCst);
-            let written = writer.context("a writer")?.join().expect("no panic")?;
-            let mut pair = told?;
+            let written = writer.map(|writer| writer.join().expect("no panic"));
+            let mut pair = told?; // a server that is gone is not why the writer fails
+            let written = written.context("a writer")??;
             let end = pair.catch_up(PATIENCE)?;
             pair.follower.wait_for_position("decoded", end, PATIENCE)?;
             Ok((pair.follower.run_verb("decode", &[])?, written))
@@ -242,7 +248,7 @@ fn a_reader_ends_where_it_is_told() -> Result<()> {
     let directory = scratch.directory("decoded")?;
     let directory = directory.to_str().context("a path in UTF-8")?;
     let more = [("decode", "directory", directory)];
-    let pair = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
+    let mut pair = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
         leader.sql("create table t (v int, padding text)").map(drop)
     })?;
     wait_until("rows are captured", PATIENCE, || {
@@ -274,7 +280,8 @@ fn a_reader_ends_where_it_is_told() -> Result<()> {
     ensure!(before > 0 && before + 1 < ROWS);
 
     // Without --follow it ends where the rows do.
-    pair.catch_up(PATIENCE)?;
+    let end = pair.catch_up(PATIENCE)?;
+    pair.follower.wait_for_position("decoded", end, PATIENCE)?;
     let again = pair.follower.run_verb("decode", &["--until", &until.to_string()])?;
     ensure!(again == text, "{again}");
     let all = pair.follower.run_verb("decode", &["--until", "FFFFFFFF/0"])?;

@@ -276,8 +276,6 @@ impl Stand {
     /// many records of the WAL were torn by a crash and given up by the server.
     fn finish(mut self, load: Load, generator: &mut StdRng, server_kills: usize) -> Result<usize> {
         load.stop()?;
-        // Transactions of the stopped load are rolled back a moment later.
-        thread::sleep(Duration::from_millis(500));
         let expected = digests_of(self.pair.leader.endpoint())?;
         let history = self.pair.leader.sql("select count(*) from pgbench_history")?;
         ensure!(history != "0", "the load wrote nothing");

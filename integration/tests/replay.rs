@@ -16,8 +16,8 @@ use walfmt::{BLOCK_SIZE, Lsn};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: usize = 4;
-/// Of a pair's follower.
-const RESTART_POINT_INTERVAL: Duration = Duration::from_secs(2);
+/// Rows that are written while the follower is dead: 4 MB of WAL.
+const ROWS_MEANWHILE: u32 = 4000;
 
 #[test]
 fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
@@ -28,10 +28,14 @@ fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
         ..ClusterOptions::default()
     };
     let mut pair = Pair::start(&scratch, &options, 1)?;
-    // Pages are written out at restart points, too, and those follow the leader's checkpoints.
-    thread::sleep(RESTART_POINT_INTERVAL);
     pair.leader.pgbench_run(&["-c", "2", "-t", "200"])?;
-    pair.leader.sql("checkpoint")?;
+    // Who has stopped writes out no page any more; a restart point does before, and it follows one of the
+    // leader's checkpoints: not each, so there are several.
+    let written = pair.flush_position()?;
+    wait_until("these pages are written out", PATIENCE, || {
+        pair.leader.sql("checkpoint")?;
+        Ok(pair.follower.position("restart_point")? >= written)
+    })?;
     pair.leader.pgbench_run(&["-c", "2", "-t", "200"])?;
     let before = pair.catch_up(PATIENCE)?;
     assert_eq!(pair.follower.state_of("replay")?, "streaming");
@@ -104,14 +108,18 @@ fn replay_that_is_killed_catches_up() -> Result<()> {
     let mut random = Seed::take("kills of replay", 8).generator();
     let scratch = Scratch::new()?;
     let mut pair = Pair::start(&scratch, &ClusterOptions::default(), 2)?;
+    pair.leader.sql("create table meanwhile (v text)")?;
     let load = pair.leader.pgbench(&["-c", "2", "-R", "400", "-T", "300"])?;
     let mut behind = Vec::new();
     for _ in 0..KILLS {
         pair.follower.kill()?;
-        thread::sleep(Duration::from_secs(1));
+        pair.leader.sql(&format!(
+            "insert into meanwhile select repeat('x', 1000) from generate_series(1, {ROWS_MEANWHILE})"
+        ))?;
+        let written = pair.flush_position()?;
         pair.follower.spawn()?;
         let replayed_more = random.random_range(0..3_000_000);
-        behind.push(kill_in_mid_replay(&mut pair, replayed_more)?);
+        behind.push(kill_in_mid_replay(&mut pair, replayed_more, written)?);
     }
     println!("WAL that was durable and not replayed at each kill, in bytes: {behind:?}");
     ensure!(behind.iter().all(|bytes| *bytes > 0), "a kill found nothing under way");
@@ -128,9 +136,10 @@ fn replay_that_is_killed_catches_up() -> Result<()> {
     Ok(())
 }
 
-/// Kills a follower that has just been started, as soon as it has replayed so many bytes and has
-/// more to do; gives how much it had.
-fn kill_in_mid_replay(pair: &mut Pair, replayed_more: u64) -> Result<u64> {
+/// Kills a follower that has just been started, as soon as it has replayed so many bytes, or up to
+/// `written`, and has more to do; gives how much it had. What it had to replay was there before it was
+/// started: the load alone makes too little on a slow disk.
+fn kill_in_mid_replay(pair: &mut Pair, replayed_more: u64, written: Lsn) -> Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     let mut first = None;
     while Instant::now() < deadline {
@@ -140,7 +149,8 @@ fn kill_in_mid_replay(pair: &mut Pair, replayed_more: u64) -> Result<u64> {
         let positions = metrics.position("replayed").zip(metrics.position("durable"));
         let Some((replayed, durable)) = positions else { continue };
         let first = *first.get_or_insert(replayed);
-        if durable > replayed && replayed.bytes_since(first) >= replayed_more {
+        let goal = first.advance(replayed_more).min(written);
+        if durable > replayed && replayed >= goal {
             pair.follower.kill()?;
             return Ok(durable.bytes_since(replayed));
         }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -39,6 +40,9 @@ const ROUNDS: u32 = 24;
 /// Rows of 1 kB of another table, between an update and that which replaces its values.
 const BETWEEN: u32 = 3000;
 const KILLS: u32 = 25;
+/// How far a process comes at most, behind what it has noted first, until it is killed.
+const ROUNDS_UNTIL_KILL: u64 = 2;
+/// How long a process may take to come on at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pages in memory, by all workers together.
 const CACHE_PAGES: u64 = 128;
@@ -207,23 +211,32 @@ fn kill_often(
         has_gate,
     };
     let (mut draw, mut outcome) = (seed.generator(), Outcome::default());
+    let bytes_until_kill = recording.wal_bytes() / u64::from(ROUNDS) * ROUNDS_UNTIL_KILL;
     loop {
+        fs::write(task.taken(), [0; 8])?;
         let length = fs::metadata(&notes)?.len();
         let mut child = task.spawn()?;
-        let begun = Instant::now();
+        let (mut seen, mut since, mut goal) = ((length, 0), Instant::now(), None);
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break Some(status);
             }
-            // Where it begins again it may have nothing to note for a while.
-            let has_grown = fs::metadata(&notes)?.len() > length;
-            if outcome.kills < KILLS && has_grown {
-                thread::sleep(Duration::from_millis(draw.random_range(1..150)));
-                child.kill()?;
-                child.wait()?;
-                break None;
+            let taken = u64::from_le_bytes(fs::read(task.taken())?[..].try_into()?);
+            let now = (fs::metadata(&notes)?.len(), taken);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
             }
-            ensure!(begun.elapsed() < PATIENCE, "it has come to a standstill");
+            // Where it begins again it may have nothing to note for a while. It is killed at a place in the
+            // WAL, not at a time: a slow process would die before it has lost anything.
+            if outcome.kills < KILLS && seen.0 > length {
+                let draw_goal = || taken + draw.random_range(0..bytes_until_kill);
+                if taken >= *goal.get_or_insert_with(draw_goal) {
+                    child.kill()?;
+                    child.wait()?;
+                    break None;
+                }
+            }
+            ensure!(since.elapsed() < PATIENCE, "it has come to a standstill");
             thread::sleep(Duration::from_millis(1));
         };
         match status {
@@ -266,6 +279,11 @@ struct Task {
 }
 
 impl Task {
+    /// The file in which it says how far it has taken rows, whether that is durable or not.
+    fn taken(&self) -> PathBuf {
+        self.notes.with_extension("taken")
+    }
+
     fn spawn(&self) -> Result<Child> {
         let Relations { table, heap, index } = self.relations;
         let paths = [&self.wal, &self.control, &self.store, &self.notes];
@@ -442,6 +460,7 @@ struct Taking<'a> {
     rows: &'a Rows,
     relations: Relations,
     file: fs::File,
+    taken: fs::File,
     /// Before it, all rows are noted; and the same, durably.
     end: Lsn,
     durable: Lsn,
@@ -453,8 +472,9 @@ struct Taking<'a> {
 impl<'a> Taking<'a> {
     fn new(rows: &'a Rows, task: &Task, notes: Notes) -> Result<Self> {
         let file = fs::OpenOptions::new().append(true).open(&task.notes)?;
+        let taken = fs::OpenOptions::new().write(true).open(task.taken())?;
         let (relations, end) = (task.relations, notes.end);
-        Ok(Self { rows, relations, file, end, durable: end, open: String::new(), since: 0 })
+        Ok(Self { rows, relations, file, taken, end, durable: end, open: String::new(), since: 0 })
     }
 
     fn take_all(mut self, all_given: &AtomicBool, taken: &AtomicU64) -> Result<()> {
@@ -467,6 +487,7 @@ impl<'a> Taking<'a> {
             self.end = self.end.max(end);
             self.rows.set_done(end);
             taken.store(end.0, Ordering::SeqCst);
+            self.taken.write_all_at(&end.0.to_le_bytes(), 0)?;
             self.since += 1;
             let is_done = is_last && entries.is_empty();
             if is_done || self.since >= SYNC_EVERY || self.rows.durable_is_wanted() {

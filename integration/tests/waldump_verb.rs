@@ -267,11 +267,15 @@ fn it_follows_a_server_that_writes() -> Result<()> {
         })?;
     }
     let end = wal.cluster.sql("select pg_current_wal_flush_lsn()")?;
+    let theirs = wal.theirs(&directory, "UTC", &["-s", &start, "-e", &end])?;
+    // The server writes by itself, too: behind the last message, and beyond this end.
+    wait_until("all up to the end is printed", PATIENCE, || {
+        Ok(fs::read_to_string(&output)?.matches('\n').count() >= theirs.stdout.len())
+    })?;
     send_signal(follower.id(), Signal::INT)?;
     let status = wait_for_exit(&mut follower, PATIENCE)?;
     ensure!(status.success(), "{status}");
     let followed: Vec<String> = fs::read_to_string(&output)?.lines().map(str::to_owned).collect();
-    let theirs = wal.theirs(&directory, "UTC", &["-s", &start, "-e", &end])?;
     ensure!(followed.len() >= theirs.stdout.len(), "{} lines", followed.len());
     same_lines(&theirs.stdout, &followed[..theirs.stdout.len()])?;
     println!("{} records while they were written", theirs.stdout.len());

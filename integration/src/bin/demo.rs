@@ -80,8 +80,6 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
     steps.say("the load stops; the follower replays what is left");
     load.stop()?;
-    // Transactions of the stopped load are rolled back a moment later; that writes WAL, too.
-    thread::sleep(Duration::from_millis(500));
     let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse().context("an LSN")?;
     let stopped = Instant::now();
     follower_agent.wait_replayed(end, Duration::from_secs(60))?;

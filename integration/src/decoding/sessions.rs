@@ -13,9 +13,10 @@ use super::script::{Action, Script, Step};
 use crate::postgres::Cluster;
 
 /// How each session begins. Plans are of one kind, by an index, so that rows are changed in the
-/// same order on every server; and no step waits for another session for long.
+/// same order on every server. A session that is blocked waits until its script goes on: a limit
+/// would end it on a slow disk, and a script that hangs is ended by whoever runs the tests.
 const SETTINGS: &str = "set timezone = 'UTC'; set synchronous_commit = off; \
-    set lock_timeout = '10s'; set statement_timeout = '60s'; set client_min_messages = error; \
+    set lock_timeout = 0; set statement_timeout = '600s'; set client_min_messages = error; \
     set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0";
 
 /// How long a step may take to be blocked.
