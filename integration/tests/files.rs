@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -279,7 +278,6 @@ fn backup(scratch: &Scratch, leader: &Cluster, early: &Path) -> Result<PathBuf> 
 }
 
 fn catch_up(leader: &Cluster, follower: &Agent) -> Result<()> {
-    thread::sleep(Duration::from_millis(300));
     let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
     follower.wait_replayed(end, PATIENCE).with_context(|| follower.log_tail(20))
 }
