@@ -20,7 +20,9 @@ use anyhow::{Context, Result, ensure};
 use integration::command::output_of;
 use integration::pair::archived_segments;
 use integration::process::wait_until;
-use integration::{Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Pair, Scratch};
+use integration::{
+    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Pair, Scratch, free_port,
+};
 use walferry_archive::{Archive, OsFiles};
 use walferry_wire::{
     Identity, LeaderPositions, Limits, Now, PlainText, Sender, SenderConfig, SenderEvent, Stamp,
@@ -121,7 +123,7 @@ fn misuse_ends_the_agent_before_anything_begins() -> Result<()> {
 fn another_major_is_refused() -> Result<()> {
     let scratch = Scratch::new()?;
     let pair = Pair::start(&scratch, &ClusterOptions::default(), 1)?;
-    let end = pair.catch_up(PATIENCE)?;
+    pair.catch_up(PATIENCE)?;
 
     // PostgreSQL 12: the numbers of its control file (`src/include/catalog/catversion.h`).
     let data = scratch.directory("old")?;
@@ -140,11 +142,16 @@ fn another_major_is_refused() -> Result<()> {
     wait_for(&agent, "tail", "stopped", "catalog version 201909212")?;
     agent.stop()?;
 
+    // Its own leader still writes now and then: what must not change is looked at without any.
+    pair.proxy.retarget(free_port()?);
+    wait_until("the follower has no leader", PATIENCE, || {
+        Ok(pair.follower.state_of("receive")? == "retrying")
+    })?;
+    let end = pair.follower.position("received")?;
     let before = fingerprint(pair.follower.archive_directory())?;
     let system = pair.leader.sql("select system_identifier from pg_control_system()")?.parse()?;
     let (port, served) = leader_of_major(16, system)?;
     pair.proxy.retarget(port);
-    pair.proxy.cut();
     wait_for(&pair.follower, "receive", "retrying", "follower is of PostgreSQL 15, leader of 16")?;
     served.join().expect("the fake leader's thread")?;
     ensure!(before == fingerprint(pair.follower.archive_directory())?, "the archive has changed");

@@ -92,9 +92,14 @@ fn a_base_backup_becomes_a_store() -> Result<()> {
         }
         child.kill()?;
         child.wait()?;
+        if store.exists() {
+            // It was done, if not at its end: what stands there is no part of a store.
+            assert_is_store(&scratch, &leader, store)?;
+            fs::remove_dir_all(store)?;
+            continue;
+        }
         killed += 1;
         left += u32::from(part.exists());
-        assert!(!store.exists(), "a killed bootstrap left a store");
     }
     println!("{killed} of {KILLS} were killed, {left} of these left a part");
     ensure!(left > 0, "no kill came in time to show anything");

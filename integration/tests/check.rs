@@ -8,11 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::agent::{Source, StoreConfig};
 use integration::authority::{authority, with_tls};
+use integration::process::wait_until;
 use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch, StopMode, free_port};
 use serde_json::Value;
 use walferry_wire::{
@@ -30,6 +31,8 @@ const ELSEWHERE: [(&str, &str); 1] =
     [("server.version", "a minor that is not released: unit test of `verb/check/server.rs`")];
 /// What only root can bring about, because it takes a second user.
 const ROOT_ONLY: &str = "server.pg_wal_mode";
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Bench {
     scratch: Scratch,
@@ -206,7 +209,13 @@ fn leaders(bench: &mut Bench, leader: &Cluster, config: &AgentConfig, base: &Fou
     let nowhere = source(Path::new("/nonexistent"), Some(conninfo));
     bench.expect(&nowhere, base, &[("server.data_directory", "pg_control")])?;
 
-    let segment = leader.sql("select pg_walfile_name(pg_current_wal_lsn())")?;
+    // One that the server is done with: a process of it that could not open its own would not live.
+    let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
+    leader.sql("select pg_logical_emit_message(true, 'check', 'this segment'), pg_switch_wal()")?;
+    leader.sql("select pg_logical_emit_message(true, 'check', 'the next segment')")?;
+    wait_until("the server writes another segment", PATIENCE, || {
+        Ok(leader.sql("select pg_walfile_name(pg_current_wal_flush_lsn())")? != segment)
+    })?;
     let segment = data.join("pg_wal").join(segment);
     fs::set_permissions(&segment, fs::Permissions::from_mode(0o000))?;
     let found = bench.expect(config, base, &[("server.pg_wal", "Permission denied")]);

@@ -40,6 +40,9 @@ use walfmt::relation::BLOCK_SIZE;
 /// How many points one workload gets at least, unless the environment says otherwise.
 const POINTS: u64 = 12;
 
+/// So many times as many points there are at most, if nothing was in flight at fewer.
+const MORE_POINTS: u64 = 4;
+
 /// How many runs have a disk that lies, of each kind.
 const CONTROLS: u64 = 3;
 
@@ -440,7 +443,11 @@ impl Workload {
 
         let mut report = Report::default();
         for run in 0.. {
-            if report.points() >= points {
+            // The seed says in which call a life ends, and the threads which call that is: what comes
+            // about at few points may need some more.
+            let enough =
+                if report.ensure_in_flight().is_ok() { points } else { points * MORE_POINTS };
+            if report.points() >= enough {
                 break;
             }
             let mut lives = Lives::new(&scratch, &recording, &reference, seed * 1_000_000 + run)?;

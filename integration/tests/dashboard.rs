@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration::command::output_of;
 use integration::metrics::http_get;
+use integration::pair::archived_segments;
 use integration::process::wait_until;
 use integration::prometheus::{Alert, Series, hasten_rules, promtool};
 use integration::{
@@ -23,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// From a cause to its alert: what the agent takes to notice, and waits that were made short. Lag
 /// must have grown to 30 s first.
 const FIRES_WITHIN: Duration = Duration::from_secs(60);
-const REMOVED: &str = "walferry_removed_segments_total";
 /// For `$__rate_interval`: scrapes are a second apart.
 const RATE_INTERVAL: &str = "10s";
 
@@ -476,12 +476,13 @@ fn alerts_stay(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
     // The follower is away while retention removes what it needs.
     watched.fires("WalferryNeedsBootstrap", &[ON_FOLLOWER], &AFTERMATH, |pair| {
         pair.follower.stop()?;
+        // The segment in which the follower's archive ends, and where it would go on.
+        let (last, _) = archived_segments(&pair.follower)?.pop_last().context("a segment")?;
         fill(pair, 6)?;
         let end = pair.flush_position()?;
         pair.leader_agent.wait_for_position("appended", end, PATIENCE)?;
-        let removed = pair.leader_agent.metrics()?.expect(REMOVED)?;
-        wait_until("retention has looked", PATIENCE, || {
-            Ok(pair.leader_agent.metrics()?.expect(REMOVED)? >= removed + 1.0)
+        wait_until("retention has removed it", PATIENCE, || {
+            Ok(!archived_segments(&pair.leader_agent)?.contains_key(&last))
         })?;
         pair.follower.start()
     })?;

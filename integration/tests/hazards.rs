@@ -25,8 +25,8 @@ use walferry_archive::{Archive, OsFiles};
 use walfmt::{Lsn, SegmentName, SegmentSize};
 
 const PATIENCE: Duration = Duration::from_secs(40);
-/// "Within some seconds".
-const SOON: Duration = Duration::from_secs(10);
+/// For some hundred MB of WAL.
+const LONG: Duration = Duration::from_secs(300);
 const SEGMENT_BYTES: u32 = 1 << 20;
 const WAL_PAGE_BYTES: u64 = 8192;
 
@@ -228,7 +228,7 @@ fn a_promoted_server_is_not_followed_on_its_old_timeline() -> Result<()> {
     standby.start()?;
     let mut agent = Agent::new(&scratch, AgentConfig::leader("leader1", &standby)?)?;
     agent.start()?;
-    wait_until("it waits beside a standby", SOON, || Ok(agent.state_of("tail")? == "waiting"))?;
+    wait_until("it waits beside a standby", PATIENCE, || Ok(agent.state_of("tail")? == "waiting"))?;
 
     // Some segments and many dirty pages: the checkpoint after the promotion takes its time.
     primary.sql("insert into t select generate_series(1, 200000)")?;
@@ -303,8 +303,10 @@ fn a_promoted_store_gets_nothing_more_and_is_the_servers() -> Result<()> {
     let store = pair.store().to_owned();
     ensure!(store.join("walferry.lock").exists(), "control: an agent's store has its lock");
     let before = pair.follower.position("durable")?;
-    let mut load = pair.leader.pgbench(&["-c", "4", "-T", "120"])?;
-    thread::sleep(Duration::from_millis(1500));
+    let mut load = pair.leader.pgbench(&["-c", "4", "-T", "600"])?;
+    wait_until("something of the load is durable", PATIENCE, || {
+        Ok(pair.follower.position("durable")? > before)
+    })?;
     let begun = Instant::now();
     let mut promoted = pair.follower.promote("promoted", &["--leader-is-dead"])?;
     println!("promoted under load in {:.1} s", begun.elapsed().as_secs_f64());
@@ -312,15 +314,21 @@ fn a_promoted_store_gets_nothing_more_and_is_the_servers() -> Result<()> {
     let durable = pair.follower.position("durable")?;
     ensure!(durable > before, "nothing came of the load before the promotion");
     let written = pair.flush_position()?;
-    for _ in 0..15 {
+    // For 1.5 s at least, and until the leader has written something meanwhile.
+    let (asked, mut more) = (Instant::now(), 0);
+    wait_until("the leader was at work", PATIENCE, || {
         let received = pair.follower.position("received")?;
         let now = pair.follower.position("durable")?;
         ensure!(received == durable && now == durable, "{received} {now}, then {durable}");
-        thread::sleep(Duration::from_millis(100));
-    }
+        let lasts = asked.elapsed() > Duration::from_millis(1500);
+        // The follower's positions are looked at once more when the leader's has moved.
+        if more > 0 && lasts {
+            return Ok(true);
+        }
+        more = pair.flush_position()?.bytes_since(written);
+        Ok(false)
+    })?;
     ensure!(load.is_running()?, "the leader was at work");
-    let more = pair.flush_position()?.bytes_since(written);
-    ensure!(more > 0, "the leader was at work");
     let acknowledged = pair.leader_agent.metrics()?.follower_position("follower1", "durable");
     let acknowledged = acknowledged.context("the follower has reported")?;
     ensure!(acknowledged <= durable, "{acknowledged} was acknowledged, {durable} is there");
@@ -403,7 +411,7 @@ fn an_interrupted_promotion_is_asked_for_again() -> Result<()> {
     pair.follower = Agent::new(&scratch, config)?;
     pair.follower.start()?;
     pair.leader.pgbench_init(48, &[])?;
-    pair.catch_up(PATIENCE)?;
+    pair.catch_up(LONG)?;
     let expected = digests_of(pair.leader.endpoint())?;
     pair.follower.kill()?;
     pair.leader_agent.kill()?;
@@ -418,7 +426,12 @@ fn an_interrupted_promotion_is_asked_for_again() -> Result<()> {
     send_signal(first.id(), Signal::INT)?;
     let ended = wait_for_exit(&mut first, PATIENCE)?;
     ensure!(!ended.success(), "it was not interrupted");
-    let replayed = pair.follower.position("replayed")?;
+    // After its start it has no such position until replay has reported the first time.
+    let mut replayed = Lsn::INVALID;
+    wait_until("replay has reported", PATIENCE, || {
+        replayed = pair.follower.position("replayed").unwrap_or_default();
+        Ok(replayed.is_valid())
+    })?;
     let durable = pair.follower.position("durable")?;
     println!("interrupted ({ended}): replayed {replayed}, durable {durable}");
     ensure!(replayed < durable, "replay was not behind");
@@ -607,7 +620,7 @@ fn options() -> ClusterOptions {
 /// Waits until a stage has stopped for good; gives what it says.
 fn wait_stopped(agent: &Agent, stage: &str) -> Result<String> {
     let what = format!("{stage} of {} stops", agent.config.name);
-    wait_until(&what, SOON, || Ok(agent.state_of(stage).is_ok_and(|state| state == "stopped")))
+    wait_until(&what, PATIENCE, || Ok(agent.state_of(stage).is_ok_and(|state| state == "stopped")))
         .with_context(|| stage_of(agent, stage).unwrap_or_default())?;
     stage_of(agent, stage)
 }

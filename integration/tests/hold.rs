@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::pair::archived_segments;
@@ -140,8 +140,10 @@ fn without_a_slot() -> Result<()> {
     let scratch = Scratch::new()?;
     let settings = ["max_slot_wal_keep_size = -1", "wal_keep_size = 16MB"];
     let mut pair = Pair::start(&scratch, &options(&settings), 1)?;
-    let status = pair.leader_agent.run_verb("status", &[])?;
-    ensure!(status.contains("max_slot_wal_keep_size is not bounded"), "{status}");
+    wait_until("the agent says why it has no slot", PATIENCE, || {
+        let status = pair.leader_agent.run_verb("status", &[])?;
+        Ok(status.contains("max_slot_wal_keep_size is not bounded"))
+    })?;
     ensure!(slots(&pair)?.is_empty(), "a slot that is not bounded fills the disk");
 
     pair.leader_agent.kill()?;
@@ -314,12 +316,15 @@ fn retention() -> Result<()> {
             ("archive", "expect_followers", "30s"),
         ],
     )?;
+    let started = Instant::now();
     pair.catch_up(PATIENCE)?;
 
     // A follower that is connected and takes nothing: the wish waits for it.
     send_signal(follower, Signal::STOP)?;
     bulk(&pair)?;
-    thread::sleep(Duration::from_secs(32)); // until the time to connect has passed
+    // Until the time to connect has passed, and not for longer: a follower that says nothing is given
+    // up 10 s later, and is waited for as long again.
+    thread::sleep(Duration::from_secs(31).saturating_sub(started.elapsed()));
     let held = file_bytes(&pair.leader_agent)?;
     let removed = |agent: &Agent| agent.metrics()?.expect("walferry_removed_segments_total");
     println!("held for a follower: {held} bytes, removed {}", removed(&pair.leader_agent)?);
@@ -363,22 +368,45 @@ fn retention() -> Result<()> {
     Ok(())
 }
 
-/// An archive that keeps next to nothing but what somebody needs.
+/// An archive that keeps next to nothing but what somebody needs. For as long as followers are expected
+/// to come it keeps everything, and a follower that hangs is needed for so long, and 10 s more.
 const TIGHT: [(&str, &str, &str); 2] =
-    [("archive", "keep_bytes", "1MB"), ("archive", "expect_followers", "2s")];
+    [("archive", "keep_bytes", "1MB"), ("archive", "expect_followers", "10s")];
 
-/// The segment that the server writes now; then more of them, and time for retention.
-fn pass_by(leader: &Cluster) -> Result<String> {
-    let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
-    for _ in 0..12 {
-        // Hard to compress, so that the archive's files grow.
+/// Writes WAL that is hard to compress, so that the archive's files grow.
+fn fill(leader: &Cluster, megabytes: u32) -> Result<()> {
+    for _ in 0..megabytes {
         leader.sql(
-            "select pg_logical_emit_message(false, 'fill', string_agg(md5(random()::text), '')) \
+            "select pg_logical_emit_message(true, 'fill', string_agg(md5(random()::text), '')) \
              from generate_series(1, 32000)",
         )?;
     }
-    thread::sleep(Duration::from_secs(6));
+    Ok(())
+}
+
+/// The segment that the server writes now; then more of them, and time for retention.
+fn pass_by(leader: &Cluster, agent: &Agent) -> Result<String> {
+    let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
+    fill(leader, 12)?;
+    let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
+    wait_until("the archive has it", PATIENCE, || Ok(agent.position("appended")? >= end))?;
+    // Retention tells the size first in each of its rounds. The first that is told may have been
+    // measured before, and what follows of the second is done when the third is told.
+    for _ in 0..3 {
+        let size = || agent.metrics()?.expect("walferry_archive_size_bytes");
+        let before = size()?;
+        fill(leader, 1)?;
+        wait_until("retention looks again", PATIENCE, || Ok(size()? != before))?;
+    }
     Ok(segment)
+}
+
+/// Waits until retention removes something: the time for followers to come is over.
+fn wait_for_removal(leader: &Cluster, agent: &Agent) -> Result<()> {
+    let removed = || agent.metrics()?.expect("walferry_removed_segments_total");
+    let before = removed()?;
+    fill(leader, 12)?;
+    wait_until("retention removes something", PATIENCE, || Ok(removed()? > before))
 }
 
 fn has(agent: &Agent, segment: &str) -> Result<bool> {
@@ -392,10 +420,11 @@ fn who_is_refused_holds_nothing() -> Result<()> {
     let mut pair = Pair::start(&scratch, &options(&["wal_keep_size = 64MB"]), 1)?;
     replace(&scratch, &mut pair.leader_agent, &TIGHT)?;
     // The control: the follower that may have WAL, and takes none.
+    wait_for_removal(&pair.leader, &pair.leader_agent)?;
     pair.catch_up(PATIENCE)?;
     let pid = pair.follower.pid().context("it runs")?;
     send_signal(pid, Signal::STOP)?;
-    let segment = pass_by(&pair.leader);
+    let segment = pass_by(&pair.leader, &pair.leader_agent);
     let held = segment.as_deref().map(|segment| has(&pair.leader_agent, segment));
     send_signal(pid, Signal::CONT)?;
     ensure!(matches!(held, Ok(Ok(true))), "{segment:?} was not kept for a follower: {held:?}");
@@ -416,7 +445,7 @@ fn who_is_refused_holds_nothing() -> Result<()> {
     };
     wait_until("it is refused", PATIENCE, || Ok(refusals(&pair.leader_agent)? > 0))
         .with_context(|| pair.leader_agent.log_tail(20))?;
-    let segment = pass_by(&pair.leader)?;
+    let segment = pass_by(&pair.leader, &pair.leader_agent)?;
     wait_until("nothing is kept for it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
     let status = stranger.run_verb("status", &[])?;
     println!(
@@ -441,6 +470,7 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     wait_until("the archive is open", PATIENCE, || {
         Ok(leader_agent.state_of("tail")? == "streaming")
     })?;
+    wait_for_removal(&leader, &leader_agent)?;
     let follower = AgentConfig::follower("follower1", &scratch, &leader_agent)?;
     let mut follower = Agent::new(&scratch, follower)?;
     let begin = |follower: &Agent| -> Result<Child> {
@@ -462,7 +492,7 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     };
 
     let mut child = begin(&follower)?;
-    let segment = pass_by(&leader)?;
+    let segment = pass_by(&leader, &leader_agent)?;
     ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
     // The control: nobody waits any more.
     child.kill()?;
@@ -473,7 +503,7 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     // And one that is not killed gets what it needs. The other's checkpoint is not to be waited for.
     leader.sql("checkpoint")?;
     let mut child = begin(&follower)?;
-    let segment = pass_by(&leader)?;
+    let segment = pass_by(&leader, &leader_agent)?;
     ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
     leader.sql("checkpoint")?;
     let exit = wait_for_exit(&mut child, PATIENCE)?;

@@ -88,7 +88,16 @@ fn a_killed_server_is_followed_on() -> Result<()> {
         let load = stand.pair.leader.pgbench(&["-c", "2", "-T", "600"])?;
         stand.wait_for_progress()?;
         thread::sleep(Duration::from_millis(generator.random_range(100..500)));
+        let begun = stand.pair.leader.sql("select pg_current_wal_insert_lsn()")?;
         let burst = stand.pair.leader.pgbench(&["-c", "2", "-T", "600", "-f", large])?;
+        // From here on there is a large record under way nearly always.
+        let is_large = format!(
+            "select pg_current_wal_insert_lsn() - '{begun}'::pg_lsn > 2000000 and exists (select from \
+             pg_stat_activity where query like 'select pg_logical_emit_message%')"
+        );
+        wait_until("large records are written", PATIENCE, || {
+            Ok(stand.pair.leader.sql(&is_large)? == "t")
+        })?;
         thread::sleep(Duration::from_millis(generator.random_range(60..160)));
         let shipped = stand.pair.leader_agent.metrics()?.position("source_durable");
         let shipped = shipped.context("the leader's agent ships")?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,12 @@ use integration::command::output_of;
 use integration::metrics::http_get;
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::{wait_for_exit, wait_until};
+use integration::standby::control_file;
 use integration::{Agent, AgentConfig, Binaries, Cluster, ClusterOptions, Pair, Scratch, Seed};
 use integration::{StopMode, free_port};
 use rand::RngExt;
-use walfmt::Lsn;
+use walferry_archive::{Archive, ArchiveReader, OsFiles};
+use walfmt::{Lsn, SegmentName};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const CUTS: u64 = 10;
@@ -199,9 +202,6 @@ fn another_history_is_refused_and_nothing_is_written() -> Result<()> {
     assert_eq!(ours, system_of(&fork)?);
     assert_eq!(ours, system_of(&resized)?);
 
-    pair.leader.pgbench_run(&["-t", "200"])?;
-    let end = pair.catch_up(PATIENCE)?;
-    let before = fingerprint(pair.follower.archive_directory())?;
     let agent_of = |name: &str, cluster: &Cluster| -> Result<Agent> {
         let mut agent = Agent::new(&scratch, AgentConfig::leader(name, cluster)?)?;
         agent.start()?;
@@ -211,15 +211,26 @@ fn another_history_is_refused_and_nothing_is_written() -> Result<()> {
     };
 
     let stranger_agent = agent_of("stranger1", &stranger)?;
+    let resized_agent = agent_of("resized1", &resized)?;
+    let fork_agent = agent_of("fork1", &fork)?;
+
+    pair.leader.pgbench_run(&["-t", "200"])?;
+    pair.catch_up(PATIENCE)?;
+    // Its own leader still writes now and then: what must not change is looked at without any.
+    pair.proxy.retarget(free_port()?);
+    wait_until("the follower has no leader", PATIENCE, || {
+        Ok(pair.follower.state_of("receive")? == "retrying")
+    })?;
+    let end = pair.follower.position("received")?;
+    let before = fingerprint(pair.follower.archive_directory())?;
+
     pair.proxy.retarget(stranger_agent.config.replication_port);
     wait_for_words(&pair.follower, "retrying", &["system identifier", &ours, &theirs])?;
 
-    let resized_agent = agent_of("resized1", &resized)?;
     pair.proxy.retarget(resized_agent.config.replication_port);
     wait_for_words(&pair.follower, "retrying", &["segments of 16777216 bytes", "4194304"])?;
 
     // The fork has written next to nothing: the follower is ahead of it.
-    let fork_agent = agent_of("fork1", &fork)?;
     assert!(fork_agent.position("appended")? < end);
     pair.proxy.retarget(fork_agent.config.replication_port);
     let ahead = ["follower has WAL up to", "only up to"];
@@ -257,11 +268,21 @@ fn another_history_is_refused_and_nothing_is_written() -> Result<()> {
     Ok(())
 }
 
-/// Where the follower's archive ends, while its agent is stopped: the positions of its last run.
+/// Where the follower's archive ends, while its agent is stopped, as another process reads it: what
+/// it acknowledged last may be less.
 fn archive_end(pair: &Pair) -> Result<Lsn> {
-    // What the leader's agent knows of it: an acknowledgement is the last thing a follower sends.
-    let metrics = pair.leader_agent.metrics()?;
-    metrics.follower_position("follower1", "received").context("the follower's last position")
+    let control = control_file(pair.leader.data_directory())?;
+    let (system, size) = (control.system_identifier, control.segment_size);
+    let root = pair.follower.archive_directory();
+    let archive = Archive::open(Arc::new(OsFiles), root, system, size)?;
+    let (last, _) = archived_segments(&pair.follower)?.pop_last().context("a segment")?;
+    let last: SegmentName = last.parse()?;
+    let mut end = size.start_of(last.number(size).context("a segment's number")?);
+    let mut reader = ArchiveReader::open(&archive, last.timeline, end)?;
+    while let Some(chunk) = reader.next(Lsn(u64::MAX))? {
+        end = chunk.end;
+    }
+    Ok(end)
 }
 
 /// Waits until `walferry status` of a follower shows `receive` in a state, with these words.

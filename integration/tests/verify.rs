@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::VerbOutcome;
+use integration::process::wait_until;
 use integration::standby::control_file;
 use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
 use rand::RngExt;
@@ -50,7 +50,10 @@ fn a_store_is_verified() -> Result<()> {
 
     pair.follower.start()?;
     let load = pair.leader.pgbench(&["-c", "2", "-T", "600"])?;
-    thread::sleep(Duration::from_secs(2));
+    // What makes them newer is that the small cache evicts them.
+    wait_until("a page is newer than the control file says", PATIENCE, || {
+        Ok(pages_newer_than_the_control_file(&store)? > 0)
+    })?;
     pair.follower.kill()?;
     let newer = pages_newer_than_the_control_file(&store)?;
     println!("killed under load: {newer} pages are newer than the control file says");
