@@ -369,15 +369,29 @@ mod tests {
         assert_eq!(status(STATUS_EVERY * 4, &reports, 9).as_deref(), Some(words));
     }
 
+    /// Of a thread of this process, by its name.
+    fn state_of(wanted: &str) -> Option<String> {
+        let threads = fs::read_dir("/proc/self/task").expect("the threads").flatten();
+        let stats = threads.map(|thread| fs::read_to_string(thread.path().join("stat")));
+        stats.flatten().find_map(|stat| {
+            let (name, state) = name_and_state(&stat)?;
+            (name == wanted).then(|| state.to_owned())
+        })
+    }
+
     #[test]
     fn who_waits_for_the_disk_is_read_from_the_kernel() {
         assert_eq!(name_and_state("12 (store-0) D 1 12 12"), Some(("store-0", "D")));
         assert_eq!(name_and_state("12 (a) b (c) S 1"), Some(("a) b (c", "S")));
         assert_eq!(name_and_state(""), None);
-        // A thread that waits for another does not wait for the disk.
+        // A thread that waits for another does not wait for the disk. Looked at when it waits: before
+        // that it has no name yet, and may wait for a page of the program.
         let (wake, sleep) = std::sync::mpsc::channel::<()>();
         let sleeper = std::thread::Builder::new().name("sleeper".to_owned());
         let sleeper = sleeper.spawn(move || sleep.recv()).expect("a thread");
+        while state_of("sleeper").as_deref() != Some("S") {
+            std::thread::yield_now();
+        }
         assert!(!waits_for_disk(&["sleeper"]));
         drop(wake);
         assert!(sleeper.join().is_ok());
