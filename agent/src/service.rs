@@ -28,6 +28,9 @@
 //! of WAL, and reading the archive's last segment at start: seconds, on a machine that is busy with
 //! something else. The unit gives the watchdog two minutes, so a stage may be silent for one, and a
 //! hang is over after three at most.
+//!
+//! **A stop** takes as long as there are such signs, too, and systemd is asked for more time: see
+//! [`stop`](crate::stop).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,8 +46,8 @@ use crate::stage::{Report, State};
 /// How often the stages are looked at before they are ready, and afterwards.
 const STARTING_PAUSE: Duration = Duration::from_millis(50);
 const READY_PAUSE: Duration = Duration::from_secs(1);
-/// While starting, systemd is asked this often for this much more time.
-const EXTEND_EVERY: Duration = Duration::from_secs(5);
+/// While starting and stopping, systemd is asked this often for this much more time.
+pub(crate) const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTENSION: Duration = Duration::from_secs(30);
 /// The lag in the status line is this old at most. systemd tells it on to all who watch the unit.
 const STATUS_EVERY: Duration = Duration::from_secs(2);
@@ -71,6 +74,12 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Says that the node stops.
 pub(crate) async fn stopping() {
     tell(vec![Message::Stopping]).await;
+}
+
+/// Says that the stop takes longer, and why that is no hang. systemd waits for [`EXTENSION`] from now on.
+pub(crate) async fn still_stopping(stages: Vec<&'static str>) {
+    let words = format!("stopping: {}", stages.join(", "));
+    tell(vec![Message::MoreTime(EXTENSION), Message::Alive, Message::Status(words)]).await;
 }
 
 /// Sends messages in one datagram. That systemd does not listen changes nothing here.
@@ -106,7 +115,7 @@ async fn silent_stages(node: &Arc<Node>, limit: Duration) -> Vec<Silence> {
 }
 
 /// Whether the kernel says that a thread of this process with such a name waits for the disk.
-fn waits_for_disk(names: &[&str]) -> bool {
+pub(crate) fn waits_for_disk(names: &[&str]) -> bool {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return false };
     threads.flatten().any(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
@@ -126,7 +135,7 @@ fn name_and_state(stat: &str) -> Option<(&str, &str)> {
 #[derive(Debug, PartialEq, Eq)]
 enum Message {
     Ready,
-    /// More time to start.
+    /// More time to start, or to stop.
     MoreTime(Duration),
     /// To feed the watchdog.
     Alive,
