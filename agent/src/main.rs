@@ -29,6 +29,7 @@ mod server;
 mod service;
 mod spool;
 mod stage;
+mod stop;
 mod tls;
 mod trouble;
 mod verb;

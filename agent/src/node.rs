@@ -19,6 +19,7 @@ use crate::service;
 use crate::stage::decode::{self, Capture};
 use crate::stage::heart::Hearts;
 use crate::stage::{self, Stages, State, replay};
+use crate::stop::{self, StageThread};
 use crate::tls::Tls;
 use crate::trouble::{Kind, Trouble};
 
@@ -26,9 +27,6 @@ use crate::trouble::{Kind, Trouble};
 const HEARD_FRESH: Duration = Duration::from_secs(3);
 /// How many base backups are passed on at once: each reads all of the server's disk.
 const BACKUPS_MAX: usize = 2;
-/// How long the stages have to end before the process does without them.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
-
 /// How long systemd may take to hear that the node stops.
 const TELL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -297,7 +295,7 @@ impl Node {
     }
 }
 
-/// Runs a node until SIGTERM or SIGINT.
+/// Runs a node until SIGTERM or SIGINT; an error, too, if a stage did not end then.
 pub(crate) fn run(config: Config) -> Result<(), Trouble> {
     let node = Arc::new(Node::new(config)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -320,21 +318,11 @@ pub(crate) fn run(config: Config) -> Result<(), Trouble> {
         let _ = tokio::time::timeout(TELL_LIMIT, told).await;
         Ok::<_, Trouble>(threads)
     })?;
-    let deadline = Instant::now() + STOP_LIMIT;
-    for (name, thread) in threads {
-        while !thread.is_finished() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
-        if !thread.is_finished() {
-            tracing::warn!(stage = name, "did not stop in time");
-        }
-    }
+    let stopped = stop::wait(threads, &node.hearts, &runtime);
     runtime.shutdown_timeout(Duration::from_secs(1));
     control::remove_socket(&node.config);
-    Ok(())
+    stopped
 }
-
-type StageThread = (&'static str, thread::JoinHandle<()>);
 
 /// Opens every door first, so that misuse ends the process before anything has begun; then starts
 /// the stages.

@@ -28,6 +28,9 @@
 //! of WAL, and reading the archive's last segment at start: seconds, on a machine that is busy with
 //! something else. The unit gives the watchdog two minutes, so a stage may be silent for one, and a
 //! hang is over after three at most.
+//!
+//! **A stop** takes as long as there are such signs, too, and systemd is asked for more time: see
+//! [`stop`](crate::stop).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,8 +46,8 @@ use crate::stage::{Report, State};
 /// How often the stages are looked at before they are ready, and afterwards.
 const STARTING_PAUSE: Duration = Duration::from_millis(50);
 const READY_PAUSE: Duration = Duration::from_secs(1);
-/// While starting, systemd is asked this often for this much more time.
-const EXTEND_EVERY: Duration = Duration::from_secs(5);
+/// While starting and stopping, systemd is asked this often for this much more time.
+pub(crate) const EXTEND_EVERY: Duration = Duration::from_secs(5);
 const EXTENSION: Duration = Duration::from_secs(30);
 /// The lag in the status line is this old at most. systemd tells it on to all who watch the unit.
 const STATUS_EVERY: Duration = Duration::from_secs(2);
@@ -71,6 +74,12 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Says that the node stops.
 pub(crate) async fn stopping() {
     tell(vec![Message::Stopping]).await;
+}
+
+/// Says that the stop takes longer, and why that is no hang. systemd waits for [`EXTENSION`] from now on.
+pub(crate) async fn still_stopping(stages: Vec<&'static str>) {
+    let words = format!("stopping: {}", stages.join(", "));
+    tell(vec![Message::MoreTime(EXTENSION), Message::Alive, Message::Status(words)]).await;
 }
 
 /// Sends messages in one datagram. That systemd does not listen changes nothing here.
@@ -106,7 +115,7 @@ async fn silent_stages(node: &Arc<Node>, limit: Duration) -> Vec<Silence> {
 }
 
 /// Whether the kernel says that a thread of this process with such a name waits for the disk.
-fn waits_for_disk(names: &[&str]) -> bool {
+pub(crate) fn waits_for_disk(names: &[&str]) -> bool {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return false };
     threads.flatten().any(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
@@ -126,7 +135,7 @@ fn name_and_state(stat: &str) -> Option<(&str, &str)> {
 #[derive(Debug, PartialEq, Eq)]
 enum Message {
     Ready,
-    /// More time to start.
+    /// More time to start, or to stop.
     MoreTime(Duration),
     /// To feed the watchdog.
     Alive,
@@ -369,15 +378,29 @@ mod tests {
         assert_eq!(status(STATUS_EVERY * 4, &reports, 9).as_deref(), Some(words));
     }
 
+    /// Of a thread of this process, by its name.
+    fn state_of(wanted: &str) -> Option<String> {
+        let threads = fs::read_dir("/proc/self/task").expect("the threads").flatten();
+        let stats = threads.map(|thread| fs::read_to_string(thread.path().join("stat")));
+        stats.flatten().find_map(|stat| {
+            let (name, state) = name_and_state(&stat)?;
+            (name == wanted).then(|| state.to_owned())
+        })
+    }
+
     #[test]
     fn who_waits_for_the_disk_is_read_from_the_kernel() {
         assert_eq!(name_and_state("12 (store-0) D 1 12 12"), Some(("store-0", "D")));
         assert_eq!(name_and_state("12 (a) b (c) S 1"), Some(("a) b (c", "S")));
         assert_eq!(name_and_state(""), None);
-        // A thread that waits for another does not wait for the disk.
+        // A thread that waits for another does not wait for the disk. Looked at when it waits: before
+        // that it has no name yet, and may wait for a page of the program.
         let (wake, sleep) = std::sync::mpsc::channel::<()>();
         let sleeper = std::thread::Builder::new().name("sleeper".to_owned());
         let sleeper = sleeper.spawn(move || sleep.recv()).expect("a thread");
+        while state_of("sleeper").as_deref() != Some("S") {
+            std::thread::yield_now();
+        }
         assert!(!waits_for_disk(&["sleeper"]));
         drop(wake);
         assert!(sleeper.join().is_ok());

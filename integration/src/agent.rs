@@ -18,8 +18,10 @@ use crate::postgres::Cluster;
 use crate::process::{POLL_INTERVAL, send_signal, tail_of, wait_for_exit, wait_until};
 use crate::scratch::Scratch;
 
-/// How long an agent may take to start or to stop.
+/// How long an agent may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to stop: its last restart point syncs what everybody has written on the file system.
+const STOP_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where an agent's WAL comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,11 +239,11 @@ impl Agent {
     /// Stops the agent with SIGTERM; one that does not run is no error.
     ///
     /// # Errors
-    /// It does not end within half a minute, or its exit status is not 0.
+    /// It does not end within two minutes, or its exit status is not 0.
     pub fn stop(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         send_signal(child.id(), Signal::TERM)?;
-        let status = wait_for_exit(child, PATIENCE)
+        let status = wait_for_exit(child, STOP_PATIENCE)
             .with_context(|| format!("stopping agent {}", self.config.name))?;
         self.child = None;
         ensure!(

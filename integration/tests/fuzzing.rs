@@ -43,12 +43,15 @@ fn run(name: &str, body: fn(&[u8])) {
                 });
         prop_oneof![bytes, changed].boxed()
     };
-    let mut runner = TestRunner::new(Config { cases: CASES, ..Config::default() });
+    // PROPTEST_RNG_SEED, which integration/test.sh sets; without it the system gives one.
+    let config = Config { cases: CASES, ..Config::default() };
+    let seed = config.rng_seed;
+    let mut runner = TestRunner::new(config);
     let result = runner.run(&inputs, |input| {
         body(&input);
         Ok(())
     });
-    println!("{name}: {count} inputs of the corpus, {CASES} others");
+    println!("{name}: {count} inputs of the corpus, {CASES} others, seed {seed}");
     result.unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,6 +21,9 @@ const KEPT_BYTES_MAX: usize = 16 << 20;
 const SPARE_MAX: usize = 4;
 /// Places: the file's number above, the offset in it below.
 const OFFSET_BITS: u32 = 40;
+/// How often at most it is looked which files there are, when one of them has gone before it was opened:
+/// the agent removes the oldest, one for each that it has filled.
+pub(super) const LOOKS_MAX: usize = 16;
 /// How long after a look at what does not check out it is looked at again: the agent may just be
 /// cutting off what a crash has left, and writing in its place.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
@@ -49,6 +53,7 @@ impl Chunk {
 /// Reads a spool.
 pub(crate) struct Reader {
     directory: PathBuf,
+    list: List,
     files: Vec<OpenFile>,
     /// The next chunk: in the last file, at this offset.
     next: u64,
@@ -64,6 +69,9 @@ pub(crate) struct Reader {
     spare: Vec<Vec<u8>>,
 }
 
+/// Gives the files of a spool, see [`list`].
+pub(super) type List = Box<dyn FnMut(&Path) -> io::Result<Vec<(Lsn, PathBuf)>>>;
+
 struct OpenFile {
     path: PathBuf,
     file: File,
@@ -74,15 +82,23 @@ impl Reader {
     /// Begins with the newest file behind which there is all that comes after `after`; without it, with
     /// the oldest one. Nothing if there is none.
     pub(crate) fn open(directory: &Path, after: Option<Lsn>) -> Result<Option<Self>, Trouble> {
-        let files = match list(directory) {
-            Ok(files) => files,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(trouble("reading", directory, error)),
-        };
-        let mut all = Vec::new();
-        for (_, path) in files {
-            all.extend(open(path)?);
-        }
+        Self::open_by(Box::new(list), directory, after)
+    }
+
+    /// The same, for whoever knows better which files there are.
+    pub(super) fn open_by(
+        mut list: List,
+        directory: &Path,
+        after: Option<Lsn>,
+    ) -> Result<Option<Self>, Trouble> {
+        let mut all = look(|| {
+            let files = match list(directory) {
+                Ok(files) => files,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(trouble("reading", directory, error).into()),
+            };
+            files.into_iter().filter_map(|(_, path)| open(path).transpose()).collect()
+        })?;
         let Some(first) = all.first().map(|open| open.header.start) else { return Ok(None) };
         let mut chosen = 0;
         if let Some(after) = after {
@@ -97,6 +113,7 @@ impl Reader {
         let FileHeader { start, .. } = open.header;
         Ok(Some(Self {
             directory: directory.to_owned(),
+            list,
             crc: open.header.crc(),
             files: vec![open],
             next: HEADER_SIZE as u64,
@@ -134,7 +151,7 @@ impl Reader {
                 self.keep(chunk.clone());
                 return Ok(Some(chunk));
             }
-            if !self.next_file()? {
+            if !look(|| self.next_file())? {
                 return Ok(None);
             }
         }
@@ -151,10 +168,10 @@ impl Reader {
     }
 
     /// Goes on to the next file, if there is one; the one at hand is finished then.
-    fn next_file(&mut self) -> Result<bool, Trouble> {
+    fn next_file(&mut self) -> Result<bool, Missed> {
         let number = self.files.len() - 1;
         let last = self.files[number].header;
-        let files = list(&self.directory);
+        let files = (self.list)(&self.directory);
         let files = files.map_err(|error| trouble("reading", &self.directory, error))?;
         let mut later = files.into_iter().filter(|(start, _)| *start > last.start);
         let Some((start, path)) = later.next() else { return Ok(false) };
@@ -164,18 +181,18 @@ impl Reader {
         }
         let Some(open) = open(path.clone())? else {
             return match later.next() {
-                Some(_) => Err(corrupt(&path, 0, "no header")),
+                Some(_) => Err(corrupt(&path, 0, "no header").into()),
                 None => Ok(false), // not yet
             };
         };
         if !open.header.continues || open.header.start != self.end {
             let words = format_args!("rows from {} to {start} are missing", self.end);
-            return Err(gap(start, words));
+            return Err(gap(start, words).into());
         }
         let there = self.files[number].file.metadata();
         let there = there.map_err(|error| trouble("reading", &self.files[number].path, error))?;
         if there.len() > self.next {
-            return Err(corrupt(&self.files[number].path, self.next, "half a chunk"));
+            return Err(corrupt(&self.files[number].path, self.next, "half a chunk").into());
         }
         self.crc = open.header.crc();
         self.files.push(open);
@@ -275,21 +292,49 @@ fn gap(start: Lsn, words: impl std::fmt::Display) -> Trouble {
     ))
 }
 
-fn open(path: PathBuf) -> Result<Option<OpenFile>, Trouble> {
-    let file = File::open(&path).map_err(|error| trouble("opening", &path, error))?;
+/// Why a look at the files has failed.
+enum Missed {
+    /// One was there, and is not any more.
+    Gone(Trouble),
+    Else(Trouble),
+}
+
+impl From<Trouble> for Missed {
+    fn from(trouble: Trouble) -> Self {
+        Self::Else(trouble)
+    }
+}
+
+/// Looks anew when a file has gone meanwhile.
+fn look<T>(mut once: impl FnMut() -> Result<T, Missed>) -> Result<T, Trouble> {
+    let mut looks = 1;
+    loop {
+        match once() {
+            Ok(found) => return Ok(found),
+            Err(Missed::Gone(_)) if looks < LOOKS_MAX => looks += 1,
+            Err(Missed::Gone(trouble) | Missed::Else(trouble)) => return Err(trouble),
+        }
+    }
+}
+
+fn open(path: PathBuf) -> Result<Option<OpenFile>, Missed> {
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Missed::Gone(trouble("opening", &path, error)),
+        _ => Missed::Else(trouble("opening", &path, error)),
+    })?;
     let mut header = [0; HEADER_SIZE];
     let read = read_at(&file, &mut header, 0).map_err(|error| trouble("reading", &path, error))?;
     let header = FileHeader::from_bytes(&header).filter(|_| read == HEADER_SIZE);
     Ok(header.map(|header| OpenFile { path, file, header }))
 }
 
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

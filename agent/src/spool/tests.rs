@@ -1,12 +1,15 @@
 //! Spools as crashes leave them, and as disks do.
 #![allow(clippy::unwrap_used)] // a test that panics has failed, as it should
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 
 use walfmt::row::{Entry, EntryKind};
 use walfmt::{Lsn, RelFileLocator, SegmentSize, Timeline, TransactionId, Version};
 
+use super::reader::{LOOKS_MAX, List};
 use super::{CHUNK_HEADER_SIZE, HEADER_SIZE, Reader, Writer, list, path_of};
 use crate::identity::Identity;
 use crate::trouble::{Kind, Trouble};
@@ -264,6 +267,86 @@ fn catalogs_are_there_whole_or_not_at_all() {
     }
     assert_eq!(all.len(), 4, "{all:?}");
     assert_eq!(all[..3].iter().sum::<usize>(), long.len());
+}
+
+/// Lists a spool, and lets the agent remove the oldest file right behind each of the first looks.
+fn removing(removed: &Rc<Cell<usize>>, times: usize) -> List {
+    let removed = Rc::clone(removed);
+    Box::new(move |directory| {
+        let files = list(directory)?;
+        if removed.get() < times {
+            fs::remove_file(&files[0].1)?;
+            removed.set(removed.get() + 1);
+        }
+        Ok(files)
+    })
+}
+
+#[test]
+fn a_file_that_goes_between_a_look_and_its_opening_is_none() {
+    let spool = || {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = open(directory.path());
+        writer.file_bytes_max = 200;
+        writer.begin(Lsn(100), &entries(100, 50)).unwrap();
+        write(&mut writer, tens(110, 190));
+        let files = list(directory.path()).unwrap();
+        assert!(files.len() > 4, "{files:?}");
+        (directory, files)
+    };
+    let opened = |times: usize, after: Option<u64>| {
+        let (directory, files) = spool();
+        let removed = Rc::new(Cell::new(0));
+        let list = removing(&removed, times);
+        let reader = Reader::open_by(list, directory.path(), after.map(Lsn));
+        (reader, removed.get(), files)
+    };
+    for times in 0..4 {
+        let (reader, removed, files) = opened(times, None);
+        assert_eq!(removed, times);
+        assert_eq!(reader.unwrap().unwrap().header().start, files[times].0);
+        // Whoever needs what has gone learns that.
+        let (reader, _, files) = opened(times, Some(files[0].0.0));
+        let kind = reader.err().map(|trouble| trouble.kind());
+        assert_eq!(kind, (times > 0).then_some(Kind::NotThere), "{files:?}");
+    }
+
+    // The same with the file that comes next: what goes behind it is missing.
+    let (directory, files) = spool();
+    let goes = Rc::new(Cell::new(false));
+    let list: List = Box::new({
+        let (goes, second) = (Rc::clone(&goes), files[1].1.clone());
+        move |directory| {
+            let files = list(directory)?;
+            if goes.take() {
+                fs::remove_file(&second)?;
+            }
+            Ok(files)
+        }
+    });
+    let mut reader = Reader::open_by(list, directory.path(), None).unwrap().unwrap();
+    while reader.end() < files[1].0 {
+        reader.next().unwrap().unwrap();
+    }
+    goes.set(true);
+    let trouble = reader.next().err().unwrap();
+    assert!(!goes.get());
+    assert_eq!(trouble.kind(), Kind::NotThere);
+    assert!(trouble.to_string().contains("are missing"), "{trouble}");
+
+    // The control: a file that is listed and never there is told as it is, and not looked for for ever.
+    let (directory, files) = spool();
+    fs::remove_file(&files[0].1).unwrap();
+    let looks = Rc::new(Cell::new(0));
+    let list: List = Box::new({
+        let looks = Rc::clone(&looks);
+        move |_| {
+            looks.set(looks.get() + 1);
+            Ok(files.clone())
+        }
+    });
+    let trouble = Reader::open_by(list, directory.path(), None).err().unwrap();
+    assert_eq!((trouble.kind(), looks.get()), (Kind::Io, LOOKS_MAX));
 }
 
 #[test]

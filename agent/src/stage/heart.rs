@@ -66,6 +66,28 @@ impl Hearts {
         }
     }
 
+    /// Whether a loop that this thread goes round has beaten within `limit`: one that rests has not.
+    pub(crate) fn has_beaten(&self, thread: &str, limit: Duration) -> bool {
+        let now = self.begun.elapsed();
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(Weak::upgrade).filter(|beats| beats.threads.contains(&thread)).any(
+            |beats| {
+                let last = beats.last.load(Ordering::Relaxed);
+                last != RESTING && now.saturating_sub(Duration::from_millis(last)) <= limit
+            },
+        )
+    }
+
+    /// The threads that do the work of the loops that this thread goes round, by their names or their
+    /// beginnings; itself among them.
+    pub(crate) fn threads_with(&self, thread: &'static str) -> Vec<&'static str> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = all.iter().filter_map(Weak::upgrade);
+        let with = living.filter(|beats| beats.threads.contains(&thread));
+        let others = with.flat_map(|beats| beats.threads).filter(|name| **name != thread);
+        std::iter::once(thread).chain(others.copied()).collect()
+    }
+
     fn silent_at(&self, now: Instant, limit: Duration) -> Vec<Silence> {
         let now = millis(now.saturating_duration_since(self.begun));
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);

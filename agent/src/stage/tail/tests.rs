@@ -18,9 +18,15 @@ use walfmt::StreamStart;
 use super::*;
 use crate::positions::Positions;
 
-/// How long the server and the tail are watched under load.
-const WATCH: Duration = Duration::from_secs(8);
+/// The server and the tail are watched under load until so much was seen: how often it was looked, how
+/// often the bound was another one than before, and how many segments' ends it has passed.
 const SAMPLES_MIN: usize = 200;
+const BOUND_CHANGES_MIN: usize = 50;
+const SEGMENT_ENDS_MIN: u64 = 2;
+/// A disk that is busy with something else takes its time. The load lasts longer.
+const WATCH_LIMIT: Duration = Duration::from_secs(60);
+/// How long the tail may need to the end of what the load has left.
+const REST_LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn every_bound_under_load_is_covered_by_our_own_fdatasync() -> Result<()> {
@@ -35,13 +41,15 @@ fn every_bound_under_load_is_covered_by_our_own_fdatasync() -> Result<()> {
     let probe = Probe::new(Fault::None);
     let watched = Watched::start(&leader, &probe)?;
     let script = script.to_str().context("a path in UTF-8")?;
-    let load = leader.pgbench(&["-c", "3", "-T", "60", "-R", "120", "-f", script])?;
-    let samples = sample(&leader, &watched.positions)?;
+    let load = leader.pgbench(&["-c", "3", "-T", "600", "-R", "120", "-f", script])?;
+    let begun = Instant::now();
+    let samples = sample(&leader, &watched)?;
+    let lasted = begun.elapsed();
     load.stop()?;
     // A commit that is waited for brings out what the server still holds.
     leader.sql("set synchronous_commit = on; create table the_end ()")?;
     let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
-    integration::process::wait_until("the tail reaches the end", Duration::from_secs(20), || {
+    integration::process::wait_until("the tail reaches the end", REST_LIMIT, || {
         ensure!(!watched.thread.is_finished(), "the tail has ended");
         Ok(watched.positions.get(Position::SourceDurable) >= end)
     })?;
@@ -50,11 +58,11 @@ fn every_bound_under_load_is_covered_by_our_own_fdatasync() -> Result<()> {
     let write_ahead = samples.iter().filter(|sample| sample.write > sample.flush).count();
     let bound_ahead = samples.iter().filter(|sample| sample.bound > sample.flush).count();
     let ahead_bytes = samples.iter().map(|sample| sample.write.bytes_since(sample.flush)).max();
-    let bound_changes = samples.windows(2).filter(|pair| pair[0].bound != pair[1].bound).count();
+    let bound_changes = bound_changes(&samples);
     let trace = probe.trace();
     let coverage = check_coverage(&trace, followed.start, followed.identity)?;
     println!(
-        "{} samples in {WATCH:?}: server's write > flush in {write_ahead} (by up to {} bytes), \
+        "{} samples in {lasted:?}: server's write > flush in {write_ahead} (by up to {} bytes), \
          bound > server's flush in {bound_ahead} (our fdatasync, not the server's, made it durable), \
          bound changed between samples {bound_changes} times",
         samples.len(),
@@ -81,10 +89,10 @@ fn every_bound_under_load_is_covered_by_our_own_fdatasync() -> Result<()> {
     );
     ensure!(samples.windows(2).all(|pair| pair[0].bound <= pair[1].bound), "the bound went back");
     ensure!(
-        bound_changes >= 50,
+        bound_changes >= BOUND_CHANGES_MIN,
         "the bound changed only {bound_changes} times: no load to speak of"
     );
-    ensure!(coverage.bounds >= 50 && coverage.syncs >= coverage.bounds);
+    ensure!(coverage.bounds >= BOUND_CHANGES_MIN && coverage.syncs >= coverage.bounds);
 
     // What passed is the server's WAL, byte for byte.
     let size = followed.identity.segment_size;
@@ -148,8 +156,28 @@ struct Sample {
     flush: Lsn,
 }
 
-/// Looks again and again for [`WATCH`]; tells `positions` the flush position, as `horizon` does.
-fn sample(leader: &Cluster, positions: &Positions) -> Result<Vec<Sample>> {
+/// How often the bound was another one than at the look before.
+fn bound_changes(samples: &[Sample]) -> usize {
+    samples.windows(2).filter(|pair| pair[0].bound != pair[1].bound).count()
+}
+
+/// Looks again and again until enough was seen, or for [`WATCH_LIMIT`]; tells the tail the flush position,
+/// as `horizon` does.
+fn sample(leader: &Cluster, watched: &Watched) -> Result<Vec<Sample>> {
+    let (positions, size) = (&watched.positions, watched.segment_size);
+    let is_enough = |samples: &[Sample]| {
+        let (Some(first), Some(last)) =
+            (samples.iter().find(|sample| sample.bound.is_valid()), samples.last())
+        else {
+            return false;
+        };
+        let first = size.segment_of(first.bound).0;
+        let segment_ends = size.segment_of(last.bound).0.saturating_sub(first);
+        samples.len() >= SAMPLES_MIN
+            && segment_ends >= SEGMENT_ENDS_MIN
+            && samples.iter().any(|sample| sample.write > sample.flush)
+            && bound_changes(samples) >= BOUND_CHANGES_MIN
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -165,7 +193,7 @@ fn sample(leader: &Cluster, positions: &Positions) -> Result<Vec<Sample>> {
             .await?;
         let mut samples = Vec::new();
         let begun = Instant::now();
-        while begun.elapsed() < WATCH {
+        while !is_enough(&samples) && begun.elapsed() < WATCH_LIMIT {
             let bound = positions.get(Position::SourceDurable);
             let row = client.query_one(&query, &[]).await?;
             let lsn = |column| row.get::<_, &str>(column).parse::<Lsn>();
@@ -180,6 +208,7 @@ fn sample(leader: &Cluster, positions: &Positions) -> Result<Vec<Sample>> {
 
 /// A tail at work on a server's `pg_wal`, in a thread, as `follow` does it.
 struct Watched {
+    segment_size: SegmentSize,
     positions: Arc<Positions>,
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<Result<Followed>>,
@@ -229,7 +258,7 @@ impl Watched {
                 Ok(Followed { identity, start, bound: tail.bound(), crc })
             }
         });
-        Ok(Self { positions, stop, thread })
+        Ok(Self { segment_size: size, positions, stop, thread })
     }
 
     fn stop(self) -> Result<Followed> {
