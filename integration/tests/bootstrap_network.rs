@@ -213,6 +213,9 @@ fn a_backup_waits_for_the_archive() -> Result<()> {
     assert_eq!(refused.exit, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("the archive is not open yet"), "{refused:?}");
 
+    let checked = node("checking")?.verb("check", &[])?;
+    assert!(checked.stdout.contains("does not know yet whose WAL it has"), "{checked:?}");
+
     let patient = node("patient")?;
     let mut child = spawn(&patient, FAST)?;
     thread::sleep(Duration::from_secs(1));
