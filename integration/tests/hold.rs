@@ -317,6 +317,11 @@ fn retention() -> Result<()> {
         ],
     )?;
     let started = Instant::now();
+    // It may have had all there is before the leader's agent was replaced.
+    wait_until("the follower is connected again", PATIENCE, || {
+        let connected = "walferry_follower_connected{follower=\"follower1\"}";
+        Ok(pair.leader_agent.metrics()?.get(connected).is_some_and(|value| value > 0.0))
+    })?;
     pair.catch_up(PATIENCE)?;
 
     // A follower that is connected and takes nothing: the wish waits for it.
