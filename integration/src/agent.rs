@@ -1,6 +1,6 @@
 //! A real `walferry` process.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -450,8 +450,9 @@ impl Drop for Agent {
 pub fn binary_in(scratch: &Scratch) -> Result<PathBuf> {
     let copy = scratch.path().join("walferry");
     if !copy.exists() {
-        let built = built_binary()?;
-        fs::copy(built, &copy).with_context(|| format!("cannot copy {}", built.display()))?;
+        // By another process: what this one has open for writing, any child that is forked meanwhile has, too,
+        // and a program that somebody may write cannot be started.
+        output_of(Command::new("cp").arg(built_binary()?).arg(&copy))?;
     }
     Ok(copy)
 }
