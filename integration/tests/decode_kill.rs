@@ -268,8 +268,12 @@ impl Stand {
         self.pair.follower.stop()?;
         let kept = copy_of(&self.spool, &self.scratch.path().join("kept-rows"))?;
         for damage in Damage::ALL {
+            // The newest may have begun just now.
             let files = spool::files(&self.spool)?;
-            damage.apply(files.last().context("a file")?)?;
+            let long = |path: &&PathBuf| {
+                spool::chunks(path).is_ok_and(|all| all.len() >= Damage::CHUNKS_MIN)
+            };
+            damage.apply(files.iter().rev().find(long).context("a file")?)?;
             let outcome = self.pair.follower.verb("decode", &[])?;
             let first = outcome.stderr.lines().next().unwrap_or_default();
             println!("control, {damage:?}: exit {:?}, {first}", outcome.exit);

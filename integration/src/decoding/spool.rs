@@ -178,13 +178,16 @@ impl Damage {
     pub const ALL: [Self; 5] =
         [Self::Entries, Self::Length, Self::Missing, Self::Twice, Self::Swapped];
 
+    /// How many chunks a file must have to be spoiled in its middle.
+    pub const CHUNKS_MIN: usize = 5;
+
     /// Spoils the chunk in the middle of the file.
     ///
     /// # Errors
     /// It has too few.
     pub fn apply(self, path: &Path) -> Result<()> {
         let chunks = chunks(path)?;
-        ensure!(chunks.len() >= 5, "{} chunks are too few", chunks.len());
+        ensure!(chunks.len() >= Self::CHUNKS_MIN, "{} chunks are too few", chunks.len());
         let bytes = fs::read(path)?;
         let at = |chunk: ChunkAt| -> Result<_> {
             let begin = usize::try_from(chunk.offset)?;
