@@ -15,11 +15,9 @@ use crate::command::{command_line, output_of};
 use crate::metrics::Metrics;
 use crate::ports::free_port;
 use crate::postgres::Cluster;
-use crate::process::{POLL_INTERVAL, send_signal, tail_of, wait_for_exit, wait_until};
+use crate::process::{PATIENCE, POLL_INTERVAL, send_signal, tail_of, wait_for_exit, wait_until};
 use crate::scratch::Scratch;
 
-/// How long an agent may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take to stop: its last restart point syncs what everybody has written on the file system.
 const STOP_PATIENCE: Duration = Duration::from_secs(120);
 

@@ -50,6 +50,7 @@ pub use metrics::Metrics;
 pub use pair::Pair;
 pub use ports::free_port;
 pub use postgres::{BackupWal, Cluster, ClusterOptions, StopMode};
+pub use process::PATIENCE;
 pub use prometheus::Prometheus;
 pub use proxy::Proxy;
 pub use recording::Recording;

@@ -8,10 +8,7 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 
 use crate::endpoint::Endpoint;
-use crate::process::{send_signal, wait_for_exit, wait_until};
-
-/// How long the server may take to end the sessions of a `pgbench` that has gone.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::process::{PATIENCE, send_signal, wait_for_exit, wait_until};
 
 /// So many were started by this process: each has a name of its own.
 static STARTED: AtomicU64 = AtomicU64::new(0);

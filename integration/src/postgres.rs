@@ -16,13 +16,10 @@ use crate::endpoint::Endpoint;
 use crate::load::Load;
 use crate::ports::free_port;
 use crate::process::{
-    POLL_INTERVAL, children_of, is_alive, processes_of, send_signal, tail_of, wait_for_exit,
-    wait_until,
+    PATIENCE, POLL_INTERVAL, children_of, is_alive, processes_of, send_signal, tail_of,
+    wait_for_exit, wait_until,
 };
 use crate::scratch::Scratch;
-
-/// How long a server may take to start (crash recovery included) or to stop.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What `initdb` is told, and the settings that go into `postgresql.conf`.
 #[derive(Clone, Debug)]

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long anything may take that should happen by itself. None of it takes so long on a quiet machine:
+/// what this bounds is how late a fault is told, and a machine that others load must not look like one.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// How often a condition is looked at while waiting for it.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(20);
 

@@ -14,11 +14,8 @@ use serde_json::Value;
 
 use crate::metrics::http_get;
 use crate::ports::free_port;
-use crate::process::{POLL_INTERVAL, send_signal, tail_of, wait_for_exit};
+use crate::process::{PATIENCE, POLL_INTERVAL, send_signal, tail_of, wait_for_exit};
 use crate::scratch::Scratch;
-
-/// How long it may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A Prometheus that scrapes agents and evaluates rules every second; stopped on drop.
 #[derive(Debug)]

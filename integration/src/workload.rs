@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -16,14 +15,11 @@ use crate::command::output_of;
 use crate::endpoint::Endpoint;
 use crate::load::Load;
 use crate::postgres::{Cluster, StopMode};
-use crate::process::wait_until;
+use crate::process::{PATIENCE, wait_until};
 use crate::scratch::Scratch;
 
 /// How long `pgbench` may run at most, in seconds: whoever started it stops it.
 const LOAD_SECONDS: &str = "1200";
-
-/// How long a transaction of the load may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

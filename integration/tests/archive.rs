@@ -8,19 +8,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::wait_until;
-use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
+use integration::{Agent, ClusterOptions, PATIENCE, Pair, Scratch, Seed};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use walferry_archive::frame::Piece;
 use walferry_archive::{Archive, ArchiveWriter, CELL_BYTES, OsFiles, WriterOptions};
 use walfmt::{Lsn, SegmentName, SegmentSize};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Both agents must have at least this many finished segments.
 const SEGMENTS_MIN: usize = 6;

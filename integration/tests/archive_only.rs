@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::Source;
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::wait_until;
-use integration::{Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, Scratch};
+use integration::{
+    Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, PATIENCE, Scratch,
+};
 use integration::{StopMode, free_port};
 use walfmt::Lsn;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_node_without_a_store_keeps_the_wal() -> Result<()> {

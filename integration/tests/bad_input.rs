@@ -21,7 +21,7 @@ use integration::command::output_of;
 use integration::pair::archived_segments;
 use integration::process::wait_until;
 use integration::{
-    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Pair, Scratch, free_port,
+    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, PATIENCE, Pair, Scratch, free_port,
 };
 use walferry_archive::{Archive, OsFiles};
 use walferry_wire::{
@@ -30,7 +30,6 @@ use walferry_wire::{
 use walfmt::control::ControlFile;
 use walfmt::{SegmentName, SegmentSize, Timeline};
 
-const PATIENCE: Duration = Duration::from_secs(40);
 const MB: u64 = 1 << 20;
 
 fn many_segments() -> ClusterOptions {

@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use integration::pair::archived_segments;
 use integration::process::wait_for_exit;
-use integration::{Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Scratch, Seed};
+use integration::{
+    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, PATIENCE, Scratch, Seed,
+};
 use rand::RngExt;
 use walfmt::Lsn;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const KILLS: u32 = 10;
 
 #[test]

@@ -7,15 +7,15 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::{Source, VerbOutcome};
 use integration::authority::authority;
 use integration::process::wait_until;
-use integration::{Agent, AgentConfig, Binaries, Cluster, ClusterOptions, Scratch, StopMode};
+use integration::{
+    Agent, AgentConfig, Binaries, Cluster, ClusterOptions, PATIENCE, Scratch, StopMode,
+};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const FAST: &[&str] = &["--fast-checkpoint"];
 const FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
 /// A locale that only the leader's server has.

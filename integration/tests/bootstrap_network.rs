@@ -13,12 +13,11 @@ use integration::agent::Source;
 use integration::postgres::StopMode;
 use integration::process::wait_for_exit;
 use integration::proxy::Proxy;
-use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch, Seed};
+use integration::{Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch, Seed};
 use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
 use walfmt::Lsn;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: u32 = 10;
 /// With this delay of each 4 kB a backup that was begun does not end.
 const HELD_UP: Duration = Duration::from_secs(1);

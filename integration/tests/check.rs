@@ -8,13 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::agent::{Source, StoreConfig};
 use integration::authority::{authority, with_tls};
 use integration::process::wait_until;
-use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch, StopMode, free_port};
+use integration::{
+    Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch, StopMode, free_port,
+};
 use serde_json::Value;
 use walferry_wire::{
     Identity, LeaderPositions, Limits, Now, PlainText, ProbeReply, Sender, SenderConfig,
@@ -31,8 +33,6 @@ const ELSEWHERE: [(&str, &str); 1] =
     [("server.version", "a minor that is not released: unit test of `verb/check/server.rs`")];
 /// What only root can bring about, because it takes a second user.
 const ROOT_ONLY: &str = "server.pg_wal_mode";
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Bench {
     scratch: Scratch,

@@ -14,13 +14,12 @@ use integration::pair::archived_segments;
 use integration::process::wait_until;
 use integration::prometheus::{Alert, Series, hasten_rules, promtool};
 use integration::{
-    Agent, AgentConfig, Binaries, Cluster, ClusterOptions, Pair, Prometheus, Scratch, StopMode,
-    free_port,
+    Agent, AgentConfig, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Prometheus, Scratch,
+    StopMode, free_port,
 };
 use serde_json::Value;
 use walfmt::Lsn;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// From a cause to its alert: what the agent takes to notice, and waits that were made short. Lag
 /// must have grown to 30 s first.
 const FIRES_WITHIN: Duration = Duration::from_secs(60);

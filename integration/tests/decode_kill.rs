@@ -25,7 +25,7 @@ use integration::decoding::slot::partitioned_tables;
 use integration::decoding::spool::{self, Damage, SpoolWatch};
 use integration::decoding::{Comparison, Rules, Slot, lines};
 use integration::process::wait_until;
-use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
+use integration::{Agent, ClusterOptions, PATIENCE, Pair, Scratch, Seed};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Runtime;
@@ -33,7 +33,6 @@ use tokio_postgres::{Client, NoTls};
 use walfmt::Lsn;
 use walfmt::control::ControlFile;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The consumer is killed again and again while it reads what the kills of the follower have left.
 const LAST_LINE_PATIENCE: Duration = Duration::from_secs(180);
 /// How often the follower is killed, unless `WALFERRY_DECODE_KILLS` says otherwise.

@@ -10,7 +10,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::decoding::comparison::Judge;
@@ -18,11 +17,9 @@ use integration::decoding::spoil::Spoil;
 use integration::decoding::{Comparison, Decoded, Rules, Slot, golden, lines};
 use integration::postgres::StopMode;
 use integration::process::wait_until;
-use integration::{ClusterOptions, Pair, Scratch};
+use integration::{ClusterOptions, PATIENCE, Pair, Scratch};
 use serde_json::Value;
 use tokio_postgres::NoTls;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tables, and transactions on them that are prepared before rows are captured.
 const BEFORE: &[&str] = &[

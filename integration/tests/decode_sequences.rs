@@ -10,16 +10,13 @@
 //! and `log_cnt` increments.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::binaries::Binaries;
 use integration::command::output_of;
 use integration::process::wait_until;
-use integration::{Cluster, ClusterOptions, Pair, Scratch};
+use integration::{Cluster, ClusterOptions, PATIENCE, Pair, Scratch};
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Before rows are captured.
 const BEFORE: &str = "create sequence untouched; create sequence early; select nextval('early'); \

@@ -5,14 +5,11 @@
 //! table; when it is up again all of that is replayed in one go. `test_decoding` is no judge here: of
 //! such a value it tells nothing. What was inserted is.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use integration::process::wait_until;
-use integration::{ClusterOptions, Pair, Scratch};
+use integration::{ClusterOptions, PATIENCE, Pair, Scratch};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows of a table.
 const ROWS: usize = 60;
 /// Of each of its two values: in one chunk, and no page of chunks gets so full that whoever looks prunes

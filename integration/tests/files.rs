@@ -8,15 +8,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::compare::{Comparison, digests_of};
-use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Endpoint, Scratch, StopMode};
+use integration::{
+    Agent, AgentConfig, Cluster, ClusterOptions, Endpoint, PATIENCE, Scratch, StopMode,
+};
 use walferry_store::tablespaces_directory;
 use walfmt::Lsn;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn databases_tablespaces_and_catalogs_are_followed() -> Result<()> {

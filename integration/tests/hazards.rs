@@ -17,14 +17,14 @@ use integration::metrics::http_get;
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::{send_signal, wait_for_exit, wait_until};
 use integration::{
-    Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, Pair, Scratch, Seed, StopMode,
+    Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Scratch,
+    Seed, StopMode,
 };
 use rand::RngExt;
 use rustix::process::Signal;
 use walferry_archive::{Archive, OsFiles};
 use walfmt::{Lsn, SegmentName, SegmentSize};
 
-const PATIENCE: Duration = Duration::from_secs(40);
 /// For some hundred MB of WAL.
 const LONG: Duration = Duration::from_secs(300);
 const SEGMENT_BYTES: u32 = 1 << 20;

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration::pair::archived_segments;
 use integration::process::{send_signal, wait_for_exit, wait_until};
-use integration::{Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, Pair, Scratch, Seed};
+use integration::{
+    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, PATIENCE, Pair, Scratch, Seed,
+};
 use integration::{Source, StopMode};
 use rand::RngExt;
 use rustix::process::Signal;
 use walfmt::Lsn;
 
-const PATIENCE: Duration = Duration::from_secs(40);
 const MB: u64 = 1 << 20;
 /// What the server holds for an agent.
 const HOLD: u64 = 16 * MB;

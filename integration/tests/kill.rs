@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use integration::compare::{Comparison, digests_of};
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::wait_until;
-use integration::{Agent, ClusterOptions, Load, Pair, Scratch, Seed, StopMode};
+use integration::{Agent, ClusterOptions, Load, PATIENCE, Pair, Scratch, Seed, StopMode};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use walferry_archive::{Archive, ArchiveReader, OsFiles};
@@ -28,8 +28,6 @@ use walfmt::{Lsn, SegmentName, Timeline};
 /// Each agent is killed once per round.
 const ROUNDS: u32 = 20;
 const SERVER_KILLS: usize = 5;
-/// How long anything that should happen by itself may take.
-const PATIENCE: Duration = Duration::from_secs(40);
 /// The line passes 4 kB on per delay: about 300 kB/s, 1 MB/s, and as fast as it goes. It is WAL as
 /// it is sent, compressed.
 const DELAYS: [Duration; 3] = [Duration::from_millis(13), Duration::from_millis(4), Duration::ZERO];

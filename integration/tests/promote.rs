@@ -11,10 +11,10 @@ use anyhow::{Context, Result, ensure};
 use integration::compare::{Comparison, digests_of};
 use integration::free_port;
 use integration::process::{tail_of, wait_until};
-use integration::{Binaries, Cluster, ClusterOptions, Endpoint, Metrics, Pair, Scratch, StopMode};
+use integration::{
+    Binaries, Cluster, ClusterOptions, Endpoint, Metrics, PATIENCE, Pair, Scratch, StopMode,
+};
 use walfmt::{BLOCK_SIZE, Lsn};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_follower_shows_where_it_is_and_is_promoted() -> Result<()> {

@@ -10,11 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::compare::{Comparison, digests_of};
 use integration::metrics::http_get;
 use integration::process::wait_until;
-use integration::{ClusterOptions, Pair, Scratch, Seed, StopMode, Waldump};
+use integration::{ClusterOptions, PATIENCE, Pair, Scratch, Seed, StopMode, Waldump};
 use rand::RngExt;
 use walfmt::{BLOCK_SIZE, Lsn};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: usize = 4;
 /// Rows that are written while the follower is dead: 4 MB of WAL.
 const ROWS_MEANWHILE: u32 = 4000;

@@ -14,13 +14,14 @@ use integration::metrics::http_get;
 use integration::pair::{archived_segments, unpacked_equals};
 use integration::process::{wait_for_exit, wait_until};
 use integration::standby::control_file;
-use integration::{Agent, AgentConfig, Binaries, Cluster, ClusterOptions, Pair, Scratch, Seed};
+use integration::{
+    Agent, AgentConfig, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Scratch, Seed,
+};
 use integration::{StopMode, free_port};
 use rand::RngExt;
 use walferry_archive::{Archive, ArchiveReader, OsFiles};
 use walfmt::{Lsn, SegmentName};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const CUTS: u64 = 10;
 const FLIPS: u64 = 6;
 

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration::command::output_of;
 use integration::{
-    Agent, AgentConfig, Cluster, ClusterOptions, Pair, Scratch, Source, StopMode, free_port,
+    Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Pair, Scratch, Source, StopMode,
+    free_port,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A stage may be silent for half of it.
 const WATCHDOG: Duration = Duration::from_secs(2);
 /// The shortest time to listen: none at all would be for ever.

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration::agent::{Source, VerbOutcome};
 use integration::authority::{authority, with_tls};
-use integration::{Agent, AgentConfig, Cluster, ClusterOptions, Scratch};
+use integration::{Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch};
 use walfmt::Lsn;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const FAST: &[&str] = &["--fast-checkpoint"];
 
 struct Setting {

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration::recording::Recording;
 use integration::segments::Segments;
-use integration::{Cluster, ClusterOptions, Scratch, Seed};
+use integration::{Cluster, ClusterOptions, PATIENCE, Scratch, Seed};
 use rand::RngExt;
 use walferry_store::{Rows, Store, StoreConfig, ToastRequest};
 use walfmt::bytes::{i32_at, u32_at};
@@ -44,8 +44,6 @@ const KILLS: u32 = 25;
 const CONTROLS_MAX: u64 = 3;
 /// How far a process comes at most, behind what it has noted first, until it is killed.
 const ROUNDS_UNTIL_KILL: u64 = 2;
-/// How long a process may take to come on at all.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Pages in memory, by all workers together.
 const CACHE_PAGES: u64 = 128;
 /// What is taken at once, and how long it takes to make it durable.

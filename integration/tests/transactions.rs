@@ -4,19 +4,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::command::output_of;
 use integration::identical::Directories;
 use integration::standby::{Standby, control_file};
-use integration::{Binaries, Cluster, ClusterOptions, Endpoint, Pair, Scratch, StopMode};
+use integration::{Binaries, Cluster, ClusterOptions, Endpoint, PATIENCE, Pair, Scratch, StopMode};
 use walfmt::relation::BLOCK_SIZE;
 use walfmt::replication_state;
 use walfmt::slru::{COMMIT_TS_ENTRY_SIZE, EntryPosition, PAGES_PER_SEGMENT, segment_number};
 use walfmt::{Lsn, TransactionId};
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is compared, and excluded by [`Files::read`].
 const DIRECTORIES: [&str; 6] = [

@@ -6,13 +6,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::VerbOutcome;
 use integration::process::wait_until;
 use integration::standby::control_file;
-use integration::{Agent, ClusterOptions, Pair, Scratch, Seed};
+use integration::{Agent, ClusterOptions, PATIENCE, Pair, Scratch, Seed};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::Value;
@@ -20,7 +19,6 @@ use walfmt::relation::BLOCKS_PER_FILE;
 use walfmt::{BLOCK_SIZE, page};
 
 const FLIPS: usize = 20;
-const PATIENCE: Duration = Duration::from_secs(30);
 const NOT_CONSISTENT: &str = "not consistent until replayed to the archive's end";
 
 #[test]

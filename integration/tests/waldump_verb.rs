@@ -7,12 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::binary_in;
 use integration::process::{send_signal, wait_for_exit, wait_until};
-use integration::{Cluster, ClusterOptions, DumpedRecord, Scratch, Seed, StopMode};
+use integration::{Cluster, ClusterOptions, DumpedRecord, PATIENCE, Scratch, Seed, StopMode};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rustix::process::Signal;
@@ -20,7 +19,6 @@ use walferry_archive::{Archive, ArchiveWriter, OsFiles, WriterOptions};
 use walfmt::control::ControlFile;
 use walfmt::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const SEGMENT: SegmentSize = SegmentSize::DEFAULT;
 
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! startup (replication=true), authentication
+//! SHOW server_version_num
+//!   one row: the version
 //! CREATE_REPLICATION_SLOT name TEMPORARY PHYSICAL (RESERVE_WAL)      WAL stays until the connection ends
 //! BASE_BACKUP (...)
 //!   one row: start LSN, timeline
@@ -122,6 +124,27 @@ impl ReplicationConnection {
         connection.send(|out| frontend::startup_message(parameters, out)).await?;
         connection.authenticate(user, config.get_password()).await?;
         Ok(connection)
+    }
+
+    /// `server_version_num`.
+    pub(crate) async fn server_version(&mut self) -> Result<u32, Trouble> {
+        self.query("SHOW server_version_num").await?;
+        let mut version = None;
+        loop {
+            match self.receive().await? {
+                Message::DataRow(row) => {
+                    version = column(&row, 0)?.and_then(|text| text.parse().ok());
+                }
+                Message::ErrorResponse(body) => {
+                    let refusal = self.refusal(&body);
+                    return Err(self.refused(&refusal));
+                }
+                Message::ReadyForQuery(_) => {
+                    return version.ok_or_else(|| unexpected("no version"));
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Has the server keep all WAL from now on, until this connection ends or a command fails.
@@ -462,6 +485,8 @@ mod tests {
 
     use super::*;
 
+    const VERSION: &str = "SHOW server_version_num";
+
     /// A server's messages: a kind and what is in it.
     fn message(kind: u8, body: &[u8]) -> Vec<u8> {
         let mut message = vec![kind];
@@ -484,7 +509,8 @@ mod tests {
         message(kind, format!("S{severity}\0V{severity}\0C{code}\0M{words}\0\0").as_bytes())
     }
 
-    /// Answers a login, and then each query with what `answer` gives; gives the queries.
+    /// Answers a login, the question for its version, and then each query with what `answer` gives;
+    /// gives those queries.
     async fn serve(
         listener: UnixListener,
         answer: impl Fn(&str) -> Vec<u8>,
@@ -499,9 +525,14 @@ mod tests {
             let mut query = vec![0; stream.read_u32().await? as usize - 4];
             stream.read_exact(&mut query).await?;
             let query = String::from_utf8_lossy(&query).trim_end_matches('\0').to_owned();
-            stream.write_all(&[answer(&query), ready.clone()].concat()).await?;
+            let answered = match query == VERSION {
+                true => row(&[Some("150018")]),
+                false => answer(&query),
+            };
+            stream.write_all(&[answered, ready.clone()].concat()).await?;
             queries.push(query);
         }
+        assert_eq!(queries.remove(0), VERSION);
         Ok(queries)
     }
 
@@ -536,6 +567,7 @@ mod tests {
         let conninfo = format!("host={} user=u", directory.path().display());
         let taken = async {
             let mut connection = ReplicationConnection::connect(&conninfo).await?;
+            let version = connection.server_version().await?;
             let options = BackupOptions {
                 label: "it's".into(),
                 slot: "slot".into(),
@@ -543,7 +575,7 @@ mod tests {
                 max_rate: 0,
             };
             let start = connection.base_backup(&options).await?;
-            let mut pieces = vec![format!("{} {}", start.bytes, start.is_compressed)];
+            let mut pieces = vec![format!("{version} {} {}", start.bytes, start.is_compressed)];
             loop {
                 let piece = connection.next().await?;
                 pieces.push(format!("{piece:?}"));
@@ -569,7 +601,7 @@ mod tests {
         })
         .await;
         let taken = taken.expect("a backup");
-        assert_eq!(taken[0], format!("{} false", 5 << 10));
+        assert_eq!(taken[0], format!("150018 {} false", 5 << 10));
         assert_eq!(taken.len(), 6, "{taken:?}");
         // The error has ended the slot.
         let kinds: Vec<_> = queries.iter().map(|query| query.split(' ').next()).collect();

@@ -141,6 +141,8 @@ async fn relay(
 ) -> Result<(), Trouble> {
     let identity = wait_until_open(node).await?;
     let mut server = ReplicationConnection::connect(conninfo).await?;
+    // The stage that also asks it may not have come to that yet, as behind a failed try.
+    let server_version_num = server.server_version().await?;
     let options = BackupOptions {
         // Nothing that the backup needs may be removed before it is in the archive.
         slot: format!("walferry_bootstrap_{:016x}", rand::random::<u64>()),
@@ -167,7 +169,7 @@ async fn relay(
         agent_version: PlainText::fitted(env!("CARGO_PKG_VERSION")),
         system_identifier: identity.system_identifier,
         segment_size: identity.segment_size,
-        server_version_num: node.server_version(),
+        server_version_num,
         timeline: start.timeline,
         start: start.start,
         bytes: start.bytes,

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::script::{Action, Script, Step};
 use crate::postgres::Cluster;
+use crate::process::PATIENCE;
 
 /// How each session begins. Plans are of one kind, by an index, so that rows are changed in the
 /// same order on every server. A session that is blocked waits until its script goes on: a limit
@@ -18,9 +19,6 @@ use crate::postgres::Cluster;
 const SETTINGS: &str = "set timezone = 'UTC'; set synchronous_commit = off; \
     set lock_timeout = 0; set statement_timeout = '600s'; set client_min_messages = error; \
     set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0";
-
-/// How long a step may take to be blocked.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The connections.
 #[derive(Debug)]
