@@ -16,6 +16,10 @@ export PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-1}
 [ "$PROPTEST_RNG_SEED" != random ] || unset PROPTEST_RNG_SEED
 echo "proptest: PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-random}"
 
+# A failed test says in words what it found, and a panic where it was. Thirty frames of the test runner
+# behind each error would bury that.
+export RUST_LIB_BACKTRACE=${RUST_LIB_BACKTRACE:-0}
+
 # The end-to-end tests start this binary; built here, none of them waits for the compiler.
 cargo build --locked --package walferry --bin walferry
 
