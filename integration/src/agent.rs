@@ -356,8 +356,20 @@ impl Agent {
     /// # Errors
     /// It is not replayed within `limit`.
     pub fn wait_replayed(&self, lsn: Lsn, limit: Duration) -> Result<()> {
+        self.wait("--replayed", lsn, limit)
+    }
+
+    /// `walferry wait --durable LSN`.
+    ///
+    /// # Errors
+    /// It is not durable within `limit`.
+    pub fn wait_durable(&self, lsn: Lsn, limit: Duration) -> Result<()> {
+        self.wait("--durable", lsn, limit)
+    }
+
+    fn wait(&self, position: &str, lsn: Lsn, limit: Duration) -> Result<()> {
         let limit = format!("{}s", limit.as_secs());
-        self.run_verb("wait", &["--replayed", &lsn.to_string(), "--timeout", &limit])
+        self.run_verb("wait", &[position, &lsn.to_string(), "--timeout", &limit])
             .map(drop)
             .with_context(|| format!("log of agent {}:\n{}", self.config.name, self.log_tail(30)))
     }

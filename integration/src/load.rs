@@ -78,7 +78,7 @@ impl Load {
     fn end(&mut self) -> Result<()> {
         if self.is_running()? {
             send_signal(self.child.id(), Signal::TERM)?;
-            wait_for_exit(&mut self.child, Duration::from_secs(10))?;
+            wait_for_exit(&mut self.child, PATIENCE)?;
         }
         Ok(())
     }

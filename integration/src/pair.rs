@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use walfmt::{Lsn, WalFileName};
+use walferry_archive::{Archive, ArchiveReader, OsFiles};
+use walfmt::{Lsn, SegmentName, WalFileName};
 
 use crate::agent::{Agent, AgentConfig, Source};
 use crate::command::command_line;
 use crate::postgres::{BackupWal, Cluster, ClusterOptions};
-use crate::process::wait_until;
+use crate::process::{PATIENCE, wait_until};
 use crate::proxy::Proxy;
 use crate::scratch::Scratch;
+use crate::standby::control_file;
 
 /// A server with `pgbench`'s tables, its agent, and a follower that replays it.
 #[derive(Debug)]
@@ -110,6 +113,18 @@ impl Pair {
         self.leader.sql("select pg_current_wal_flush_lsn()")?.parse().context("an LSN")
     }
 
+    /// Waits until the store has a restart point beyond `lsn`: for that there are checkpoints, more than
+    /// one, as not each becomes a restart point.
+    ///
+    /// # Errors
+    /// There is none in good time.
+    pub fn restart_point_beyond(&self, lsn: Lsn) -> Result<()> {
+        wait_until("the store has a later restart point", PATIENCE, || {
+            self.leader.sql("checkpoint")?;
+            Ok(self.follower.position("restart_point")? > lsn)
+        })
+    }
+
     /// The path of the follower's store.
     #[must_use]
     pub fn store(&self) -> &Path {
@@ -127,10 +142,8 @@ impl Pair {
         let kept = self.leader.kept_segments().context("the server keeps no segments")?;
         let last = self.leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
         self.leader.sql("select pg_switch_wal()")?;
-        let end = self.flush_position()?.to_string();
-        self.follower.run_verb("wait", &["--durable", &end, "--timeout", "30s"])?;
-        let limit = Duration::from_secs(30);
-        wait_until("the last segment is kept", limit, || Ok(kept.join(&last).exists()))?;
+        self.follower.wait_durable(self.flush_position()?, PATIENCE)?;
+        wait_until("the last segment is kept", PATIENCE, || Ok(kept.join(&last).exists()))?;
 
         let archived = archived_segments(&self.follower)?;
         let mut names: Vec<String> = fs::read_dir(kept)
@@ -167,6 +180,25 @@ pub fn archived_segments(agent: &Agent) -> Result<BTreeMap<String, PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Where an agent's archive ends, as another process reads it: what it acknowledged last may be less.
+/// `server` is the data directory of the server whose WAL it is.
+///
+/// # Errors
+/// The archive is empty, or it or the server's control file cannot be read.
+pub fn end_of_archive(agent: &Agent, server: &Path) -> Result<Lsn> {
+    let control = control_file(server)?;
+    let (system, size) = (control.system_identifier, control.segment_size);
+    let archive = Archive::open(Arc::new(OsFiles), agent.archive_directory(), system, size)?;
+    let (last, _) = archived_segments(agent)?.pop_last().context("a segment")?;
+    let last: SegmentName = last.parse()?;
+    let mut end = size.start_of(last.number(size).context("a segment's number")?);
+    let mut reader = ArchiveReader::open(&archive, last.timeline, end)?;
+    while let Some(chunk) = reader.next(Lsn(u64::MAX))? {
+        end = chunk.end;
+    }
+    Ok(end)
 }
 
 /// Whether the `zstd` program unpacks `archived` to exactly `segment`.

@@ -95,7 +95,7 @@ impl Archived {
         let path = script.to_str().context("a path in UTF-8")?;
         let script = format!("{path}@{}", run.bulk_inserts);
         let rate = run.transactions_per_second.to_string();
-        let arguments = ["-c", "3", "-T", "300", "-R", &rate, "-b", "tpcb-like@20", "-f", &script];
+        let arguments = ["-c", "3", "-T", "600", "-R", &rate, "-b", "tpcb-like@20", "-f", &script];
         let load = pair.leader.pgbench(&arguments)?;
         let grow = |pair: &mut Pair, generator: &mut StdRng| -> Result<()> {
             let begun = pair.flush_position()?;

@@ -25,7 +25,7 @@ fn a_base_backup_becomes_a_store() -> Result<()> {
     leader.pgbench_init(2, &[])?;
     let mut leader_agent = Agent::new(&scratch, AgentConfig::leader("leader1", &leader)?)?;
     leader_agent.start()?;
-    let load = leader.pgbench(&["-c", "2", "-R", "200", "-T", "300"])?;
+    let load = leader.pgbench(&["-c", "2", "-R", "200", "-T", "600"])?;
     let [streamed, bare] = ["streamed", "bare"].map(|name| scratch.path().join(name));
     leader.base_backup(&streamed, BackupWal::Stream)?;
     leader.base_backup(&bare, BackupWal::None)?;

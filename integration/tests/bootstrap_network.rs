@@ -83,7 +83,7 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
     let Setting { scratch, mut leader, mut leader_agent, proxy } = {
         let setting = Setting::new(&[])?;
         let mut follower = setting.follower("follower")?;
-        let load = setting.leader.pgbench(&["-c", "2", "-R", "400", "-T", "300"])?;
+        let load = setting.leader.pgbench(&["-c", "2", "-R", "400", "-T", "600"])?;
 
         // As slowly as the server can be told to, so that it can be looked at meanwhile.
         let begun = Instant::now();

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Result;
 use integration::process::{children_of, is_alive, processes_in, wait_until};
-use integration::{BackupWal, Binaries, Cluster, ClusterOptions, Scratch, StopMode};
+use integration::{BackupWal, Binaries, Cluster, ClusterOptions, PATIENCE, Scratch, StopMode};
 
 #[test]
 fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
@@ -27,7 +26,7 @@ fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
     leader.pgbench_init(1, &[])?;
     let mut load = leader.pgbench(&["-c", "2", "-T", "60"])?;
     let rows = || Ok(leader.sql("select count(*) from pgbench_history")? != "0");
-    wait_until("the load writes", Duration::from_secs(30), rows)?;
+    wait_until("the load writes", PATIENCE, rows)?;
     assert!(load.is_running()?);
     leader.crash_and_recover()?;
     load.stop()?;
@@ -42,7 +41,7 @@ fn a_cluster_lives_crashes_and_leaves_nothing() -> Result<()> {
         paths.sort();
         Ok(paths)
     };
-    wait_until("a segment is kept", Duration::from_secs(30), || Ok(!segments()?.is_empty()))?;
+    wait_until("a segment is kept", PATIENCE, || Ok(!segments()?.is_empty()))?;
     let first = &segments()?[0];
     assert_eq!(fs::metadata(first)?.len(), 1 << 20);
     let name = first.file_name().and_then(|name| name.to_str()).expect("a segment's name");

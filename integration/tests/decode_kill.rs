@@ -311,11 +311,7 @@ impl Stand {
         // The guard off: the last chunk that the restart point relies on is not there. Replay brings
         // rows again, but those before the restart point.
         // A restart point in the newest file of the spool, so that it has a chunk before it.
-        let begin = self.pair.flush_position()?;
-        wait_until("the store has a later restart point", PATIENCE, || {
-            self.pair.leader.sql("checkpoint")?;
-            Ok(self.pair.follower.position("restart_point")? > begin)
-        })?;
+        self.pair.restart_point_beyond(self.pair.flush_position()?)?;
         self.pair.leader.sql("insert into small0 (note) values ('behind the hole')")?;
         let end = self.pair.catch_up(PATIENCE)?;
         wait_decoded(&mut self.pair.follower, end)?;

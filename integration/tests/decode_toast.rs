@@ -116,8 +116,7 @@ fn receive_alone(pair: &mut Pair) -> Result<()> {
     ensure!(table.remove("store").is_some() && table.remove("decode").is_some());
     std::fs::write(&file, table.to_string())?;
     pair.follower.start()?;
-    let end = pair.flush_position()?.to_string();
-    pair.follower.run_verb("wait", &["--durable", &end, "--timeout", "60s"])?;
+    pair.follower.wait_durable(pair.flush_position()?, PATIENCE)?;
     pair.follower.stop()?;
     std::fs::write(&file, whole)?;
     pair.follower.start()

@@ -39,7 +39,7 @@ fn databases_tablespaces_and_catalogs_are_followed() -> Result<()> {
     }
     let store = config.store.as_ref().context("a follower")?.data_directory.clone();
     let mut follower = Agent::new(&scratch, config)?;
-    let load = leader.pgbench(&["-c", "2", "-R", "200", "-T", "300"])?;
+    let load = leader.pgbench(&["-c", "2", "-R", "200", "-T", "600"])?;
     follower.bootstrap(&backup(&scratch, &leader, &early)?)?;
     follower.start()?;
 

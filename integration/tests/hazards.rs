@@ -37,7 +37,7 @@ fn a_leader_that_lost_the_end_of_its_archive_is_still_the_leader() -> Result<()>
     let scratch = Scratch::new()?;
     let mut pair = Pair::start(&scratch, &ClusterOptions { keep_segments: true, ..options() }, 1)?;
     let mut generator = Seed::take("moments of a leader's crash", 31).generator();
-    let load = pair.leader.pgbench(&["-c", "2", "-T", "120", "-R", "300"])?;
+    let load = pair.leader.pgbench(&["-c", "2", "-T", "600", "-R", "300"])?;
     let mut behind = 0;
     for round in 1..=3 {
         let begun = pair.flush_position()?;

@@ -10,18 +10,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::compare::{Comparison, digests_of};
-use integration::pair::{archived_segments, unpacked_equals};
+use integration::pair::{archived_segments, end_of_archive, unpacked_equals};
 use integration::process::wait_until;
+use integration::standby::control_file;
 use integration::{Agent, ClusterOptions, Load, PATIENCE, Pair, Scratch, Seed, StopMode};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use walferry_archive::{Archive, ArchiveReader, OsFiles};
 use walfmt::control::ControlFile;
 use walfmt::{Lsn, SegmentName, Timeline};
 
@@ -170,8 +169,7 @@ impl Stand {
             ..ClusterOptions::default()
         };
         let pair = Pair::start(&scratch, &options, 2)?;
-        let control_file = pair.leader.data_directory().join("global/pg_control");
-        let system = ControlFile::from_bytes(&fs::read(control_file)?)?;
+        let system = control_file(pair.leader.data_directory())?;
         Ok(Self { pair, acknowledged: Acknowledged::default(), system, scratch, begun })
     }
 
@@ -213,7 +211,7 @@ impl Stand {
         ensure!(told <= durable, "acknowledged {told}, and only {durable} is durable");
         if who == Who::FollowerAgent {
             // Nobody writes the archive now: what it holds is what is there.
-            let end = self.end_of_archive(&self.pair.follower)?;
+            let end = end_of_archive(&self.pair.follower, self.pair.leader.data_directory())?;
             self.acknowledged.check("the dead follower's archive", end)?;
         }
         let shipped = source.follower_position(follower, "shipped").unwrap_or_default();
@@ -240,19 +238,6 @@ impl Stand {
         });
         waited.with_context(|| self.reports())?;
         self.acknowledged.check("the restarted follower", first)
-    }
-
-    /// Where an agent's archive ends, as another process reads it.
-    fn end_of_archive(&self, agent: &Agent) -> Result<Lsn> {
-        let (system, size) = (self.system.system_identifier, self.system.segment_size);
-        let root = agent.archive_directory();
-        let archive = Archive::open(Arc::new(OsFiles), root, system, size)?;
-        let mut end = size.start_of(size.segment_before(self.acknowledged.durable));
-        let mut reader = ArchiveReader::open(&archive, Timeline(1), end)?;
-        while let Some(chunk) = reader.next(Lsn(u64::MAX))? {
-            end = chunk.end;
-        }
-        Ok(end)
     }
 
     /// Waits until every stage of both agents streams; none may have stopped.

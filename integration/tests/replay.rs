@@ -28,13 +28,8 @@ fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
     };
     let mut pair = Pair::start(&scratch, &options, 1)?;
     pair.leader.pgbench_run(&["-c", "2", "-t", "200"])?;
-    // Who has stopped writes out no page any more; a restart point does before, and it follows one of the
-    // leader's checkpoints: not each, so there are several.
-    let written = pair.flush_position()?;
-    wait_until("these pages are written out", PATIENCE, || {
-        pair.leader.sql("checkpoint")?;
-        Ok(pair.follower.position("restart_point")? >= written)
-    })?;
+    // Who has stopped writes out no page any more; a restart point does before.
+    pair.restart_point_beyond(pair.flush_position()?)?;
     pair.leader.pgbench_run(&["-c", "2", "-t", "200"])?;
     let before = pair.catch_up(PATIENCE)?;
     assert_eq!(pair.follower.state_of("replay")?, "streaming");
@@ -108,7 +103,7 @@ fn replay_that_is_killed_catches_up() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut pair = Pair::start(&scratch, &ClusterOptions::default(), 2)?;
     pair.leader.sql("create table meanwhile (v text)")?;
-    let load = pair.leader.pgbench(&["-c", "2", "-R", "400", "-T", "300"])?;
+    let load = pair.leader.pgbench(&["-c", "2", "-R", "400", "-T", "600"])?;
     let mut behind = Vec::new();
     for _ in 0..KILLS {
         pair.follower.kill()?;

@@ -4,23 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::command::output_of;
 use integration::metrics::http_get;
-use integration::pair::{archived_segments, unpacked_equals};
+use integration::pair::{archived_segments, end_of_archive, unpacked_equals};
 use integration::process::{wait_for_exit, wait_until};
-use integration::standby::control_file;
 use integration::{
     Agent, AgentConfig, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Scratch, Seed,
 };
 use integration::{StopMode, free_port};
 use rand::RngExt;
-use walferry_archive::{Archive, ArchiveReader, OsFiles};
-use walfmt::{Lsn, SegmentName};
+use walfmt::Lsn;
 
 const CUTS: u64 = 10;
 const FLIPS: u64 = 6;
@@ -70,8 +67,8 @@ fn a_cut_line_heals() -> Result<()> {
     let mut pair = Pair::start(&scratch, &many_segments(), 1)?;
     // Counters begin anew with the agent; so does what it receives.
     pair.follower.stop()?;
-    let load = pair.leader.pgbench(&["-c", "2", "-T", "120"])?;
-    let begin = archive_end(&pair)?;
+    let load = pair.leader.pgbench(&["-c", "2", "-T", "600"])?;
+    let begin = end_of_archive(&pair.follower, pair.leader.data_directory())?;
     let connections_before = pair.proxy.connections();
     pair.follower.start()?;
 
@@ -121,7 +118,7 @@ fn a_flipped_bit_never_gets_into_the_archive() -> Result<()> {
     let mut random = Seed::take("flips", 6).generator();
     let scratch = Scratch::new()?;
     let mut pair = Pair::start(&scratch, &many_segments(), 1)?;
-    let load = pair.leader.pgbench(&["-c", "2", "-T", "120"])?;
+    let load = pair.leader.pgbench(&["-c", "2", "-T", "600"])?;
     for number in 0..FLIPS {
         let connection = pair.proxy.connections();
         pair.proxy.flip_after(random.random_range(0..100_000), random.random_range(0..8));
@@ -267,23 +264,6 @@ fn another_history_is_refused_and_nothing_is_written() -> Result<()> {
     assert_eq!(pair.follower.state_of("receive")?, "streaming");
     assert_ne!(before, fingerprint(pair.follower.archive_directory())?);
     Ok(())
-}
-
-/// Where the follower's archive ends, while its agent is stopped, as another process reads it: what
-/// it acknowledged last may be less.
-fn archive_end(pair: &Pair) -> Result<Lsn> {
-    let control = control_file(pair.leader.data_directory())?;
-    let (system, size) = (control.system_identifier, control.segment_size);
-    let root = pair.follower.archive_directory();
-    let archive = Archive::open(Arc::new(OsFiles), root, system, size)?;
-    let (last, _) = archived_segments(&pair.follower)?.pop_last().context("a segment")?;
-    let last: SegmentName = last.parse()?;
-    let mut end = size.start_of(last.number(size).context("a segment's number")?);
-    let mut reader = ArchiveReader::open(&archive, last.timeline, end)?;
-    while let Some(chunk) = reader.next(Lsn(u64::MAX))? {
-        end = chunk.end;
-    }
-    Ok(end)
 }
 
 /// Waits until `walferry status` of a follower shows `receive` in a state, with these words.

@@ -41,7 +41,7 @@ fn ready_comes_when_tail_streams_and_a_hang_starves_the_watchdog() -> Result<()>
     let heard = systemd.listen(WATCHDOG * 2)?;
     let fed = count(&heard, "WATCHDOG=1");
     println!("fed {fed} times in {:?}: {heard:?}", WATCHDOG * 2);
-    assert!(fed >= 8, "fed {fed} times");
+    assert!(fed >= 4, "fed {fed} times");
     assert_eq!(count(&heard, "READY=1"), 0, "said twice");
     let says = |line: &&String| {
         line.starts_with("STATUS=") && line.contains("send streaming, tail streaming")
@@ -62,7 +62,7 @@ fn ready_comes_when_tail_streams_and_a_hang_starves_the_watchdog() -> Result<()>
     pipe.remove()?;
     systemd.wait_for("WATCHDOG=1", PATIENCE)?;
     let heard = systemd.listen(WATCHDOG * 2)?;
-    assert!(count(&heard, "WATCHDOG=1") >= 4, "{heard:?}");
+    assert!(count(&heard, "WATCHDOG=1") >= 2, "{heard:?}");
 
     agent.stop()?;
     let heard = systemd.listen(Duration::from_millis(200))?;
@@ -118,7 +118,7 @@ fn a_follower_is_ready_without_its_leader() -> Result<()> {
     assert_eq!(pair.follower.state_of("receive")?, "retrying");
     // Idle as it is, with nothing to receive and nothing to replay, it shows signs of life.
     let heard = systemd.listen(WATCHDOG * 3)?;
-    assert!(count(&heard, "WATCHDOG=1") >= 12, "{heard:?}");
+    assert!(count(&heard, "WATCHDOG=1") >= 6, "{heard:?}");
     Ok(())
 }
 

@@ -153,7 +153,7 @@ impl Wal {
             .file("long.sql", "select pg_logical_emit_message(false, 'm', repeat('m', 700000));")?;
         for _ in 0..workload.crashes {
             let long_message = long_message.to_str().context("a UTF-8 path")?;
-            let load = cluster.pgbench(&["-c", "2", "-T", "60", "-f", long_message])?;
+            let load = cluster.pgbench(&["-c", "2", "-T", "600", "-f", long_message])?;
             thread::sleep(Duration::from_millis(400));
             cluster.crash_and_recover()?;
             load.stop()?;
