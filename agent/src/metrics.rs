@@ -3,6 +3,7 @@
 //! Positions are LSNs as bytes since the cluster's creation (exact up to 9 PB), so that a
 //! difference of two is a distance in bytes.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus::{
@@ -18,6 +19,8 @@ use crate::trouble::Kind;
 /// The node's metrics. Call sites read as sentences: `metrics.observe_flush(duration)`.
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Held by a scrape: what is put together anew for each would be missed by another.
+    scraped: Mutex<()>,
     positions: IntGaugeVec,
     follower_positions: IntGaugeVec,
     lag_bytes: IntGaugeVec,
@@ -190,6 +193,7 @@ impl Metrics {
             )?,
             reconnects: counter("walferry_reconnects_total", "Connections to a peer begun.")?,
             registry,
+            scraped: Mutex::default(),
         })
     }
 
@@ -255,8 +259,15 @@ impl Metrics {
         self.removed_segments.inc_by(segments);
     }
 
-    /// The text that Prometheus scrapes.
+    /// The text that Prometheus scrapes. There may be more than one of it, or somebody beside it.
     pub(crate) fn render(&self, node: &Node) -> Result<String, prometheus::Error> {
+        let _alone = self.scraped.lock().unwrap_or_else(PoisonError::into_inner);
+        self.collect(node)
+    }
+
+    /// The same, for one at a time: followers and states are forgotten and told again, and counters
+    /// brought up to what was counted elsewhere.
+    fn collect(&self, node: &Node) -> Result<String, prometheus::Error> {
         let gauge = |lsn: walfmt::Lsn| i64::try_from(lsn.0).unwrap_or(i64::MAX);
         for position in Position::ALL {
             let lsn = node.positions.get(position);
@@ -318,5 +329,68 @@ impl Metrics {
             let sent = self.sent_bytes.with_label_values(&[&name]);
             sent.inc_by(follower.sent_bytes.saturating_sub(sent.get()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+
+    use walfmt::Lsn;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::stage::State;
+    use crate::trouble::Trouble;
+
+    const SCRAPERS: u64 = 4;
+    const SCRAPES: u64 = 200;
+
+    fn node() -> Node {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("walferry.toml");
+        let text = "[node]\nname = \"n\"\n[source]\ndata_directory = \"/nowhere\"\n\
+                    [archive]\ndirectory = \"/nowhere-either\"\n";
+        fs::write(&file, text).expect("written");
+        let node = Node::new(Config::read(&file).expect("a configuration")).expect("a node");
+        node.positions.with_follower("f", |f| f.acknowledge(Lsn(1), Lsn(1), Lsn(1)));
+        node
+    }
+
+    /// Scrapes by several at once, while something fails now and then; gives what was wrong.
+    fn scrape(by: fn(&Metrics, &Node) -> Result<String, prometheus::Error>) -> Option<String> {
+        let node = node();
+        let errors = "walferry_errors_total{kind=\"io\",stage=\"tail\"}";
+        let connected = "walferry_follower_connected{follower=\"f\"} 0";
+        let one = || {
+            (0..SCRAPES).find_map(|_| {
+                node.stages.fail("tail", State::Retrying, &Trouble::io("a test", "it fails"));
+                let text = by(&node.metrics, &node).expect("encoded");
+                let is_told = text.lines().any(|line| line == connected);
+                (!is_told).then(|| format!("a follower is missing: {text}"))
+            })
+        };
+        let wrong = thread::scope(|scope| {
+            let scrapers: Vec<_> = (0..SCRAPERS).map(|_| scope.spawn(one)).collect();
+            scrapers.into_iter().find_map(|scraper| scraper.join().expect("no panic"))
+        });
+        wrong.or_else(|| {
+            let text = by(&node.metrics, &node).expect("encoded");
+            let expected = format!("{errors} {}", SCRAPERS * SCRAPES);
+            let is_right = text.lines().any(|line| line == expected);
+            (!is_right).then(|| format!("not {expected}: {text}"))
+        })
+    }
+
+    #[test]
+    fn who_scrapes_beside_others_sees_all_and_counts_nothing_twice() {
+        assert_eq!(scrape(Metrics::render), None);
+        // The control.
+        let begun = Instant::now();
+        let wrong = std::iter::from_fn(|| Some(scrape(Metrics::collect))).find_map(|wrong| {
+            (wrong.is_some() || begun.elapsed() > Duration::from_secs(60)).then_some(wrong)
+        });
+        assert!(wrong.flatten().is_some(), "one at a time is not needed");
     }
 }

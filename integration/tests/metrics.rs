@@ -68,6 +68,13 @@ fn rise(of: &mut [Rise<'_>], since: Instant, to: f64) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the leader was told what the follower has replayed: before that it shows no such lag.
+fn leader_was_told(pair: &Pair) -> Result<()> {
+    wait_until("the leader was told what is replayed", PATIENCE, || {
+        Ok(pair.leader_agent.metrics()?.get(LEADERS_VIEW).is_some())
+    })
+}
+
 /// Waits until these stay below 1 s for 2 s in a row; gives a moment when they were.
 fn settles(of: &[(&Agent, &str)]) -> Result<Instant> {
     let (mut since, mut newest) = (Instant::now(), Instant::now());
@@ -102,6 +109,7 @@ fn an_idle_pair_has_no_lag() -> Result<()> {
     let pair = Pair::start(&scratch, &options, 1)?;
     pair.leader.sql("checkpoint")?;
     pair.catch_up(PATIENCE)?;
+    leader_was_told(&pair)?;
     let written = || pair.leader.sql("select pg_current_wal_insert_lsn()");
     let (mut end, mut since, begun) = (written()?, Instant::now(), Instant::now());
     let (mut here, mut there, mut excluded) = (Vec::new(), Vec::new(), 0);
@@ -151,6 +159,7 @@ fn lag_is_what_it_should_be() -> Result<()> {
     wait_until("the load is replayed", PATIENCE, || {
         Ok(pair.follower.position("replayed")? > start)
     })?;
+    leader_was_told(&pair)?;
     let both = [(&pair.follower, FOLLOWER_LAG), (&pair.leader_agent, LEADERS_VIEW)];
     let since = settles(&both)?;
     pair.proxy.retarget(free_port()?);
