@@ -20,8 +20,9 @@ echo "proptest: PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-random}"
 # behind each error would bury that.
 export RUST_LIB_BACKTRACE=${RUST_LIB_BACKTRACE:-0}
 
-# The end-to-end tests start this binary; built here, none of them waits for the compiler.
-cargo build --locked --package walferry --bin walferry
+# The end-to-end tests start the agent; built here, none of them waits for the compiler. With the other
+# programs, as the tests are built with those: libraries would be built a second time with other features.
+cargo build --locked --workspace --bins
 
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --locked --workspace --run-ignored all "$@"
