@@ -72,6 +72,9 @@ impl Pair {
         prepare(&mut leader)?;
         let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", &leader)?)?;
         leader_agent.start()?;
+        // What it has not read before the backup's checkpoint, the server may remove then.
+        let end = leader.sql("select pg_current_wal_flush_lsn()")?.parse().context("an LSN")?;
+        leader_agent.wait_for_position("appended", end, PATIENCE)?;
         let proxy = Proxy::start(leader_agent.config.replication_port)?;
         let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
         config.source = Source::Peers(vec![proxy.address()]);
@@ -85,7 +88,7 @@ impl Pair {
         follower.bootstrap(&backup)?;
         follower.start()?;
         let pair = Self { follower, proxy, leader_agent, leader };
-        pair.catch_up(Duration::from_secs(30))?;
+        pair.catch_up(PATIENCE)?;
         Ok(pair)
     }
 
@@ -101,7 +104,9 @@ impl Pair {
     /// It has not within `limit`.
     pub fn catch_up(&self, limit: Duration) -> Result<Lsn> {
         let end = self.flush_position()?;
-        self.follower.wait_replayed(end, limit)?;
+        let waited = self.follower.wait_replayed(end, limit);
+        waited
+            .with_context(|| format!("the leader's agent:\n{}", self.leader_agent.log_tail(20)))?;
         Ok(end)
     }
 

@@ -66,15 +66,20 @@ struct CaptureState {
 }
 
 impl Capture {
-    /// For replay, before it begins at `from`: whether the spool must begin anew. Nothing if there is
-    /// no capture any more.
-    pub(crate) fn needs_catalogs(&self, node: &Node, from: Lsn) -> Option<bool> {
+    /// For replay, before it begins at `from`: whether the spool must begin anew, as it must if values that
+    /// rows need may be gone. Nothing if there is no capture any more.
+    pub(crate) fn needs_catalogs(
+        &self,
+        node: &Node,
+        from: Lsn,
+        values_are_there: bool,
+    ) -> Option<bool> {
         let mut state = self.lock();
         loop {
             match state.end {
                 _ if state.has_failed || node.stopping() => return None,
                 Some(end) => {
-                    state.is_discarding |= end.is_none_or(|end| end < from);
+                    state.is_discarding |= !values_are_there || end.is_none_or(|end| end < from);
                     return Some(state.is_discarding);
                 }
                 None => state = self.wait(state),
@@ -103,6 +108,12 @@ impl Capture {
         Ok(())
     }
 
+    /// For replay: whether all rows that come are kept.
+    pub(crate) fn keeps_rows(&self) -> bool {
+        let state = self.lock();
+        !state.is_discarding && !state.has_failed
+    }
+
     /// For replay: no row comes any more.
     pub(crate) fn end(&self) {
         self.replay_has_ended.store(true, Ordering::SeqCst);
@@ -126,6 +137,9 @@ pub(crate) fn run(node: &Arc<Node>) {
     if let Err(trouble) = run_until_end(node, capture, config) {
         node.stages.fail(STAGE, State::Stopped, &trouble);
         capture.lock().has_failed = true;
+        if let Err(error) = capture.rows.lose() {
+            tracing::error!("rows that are captured later may lack long values: {error}");
+        }
     }
     // A promotion waits for whoever takes rows.
     capture.rows.abandon();
@@ -289,8 +303,8 @@ impl<'a> Capturing<'a> {
     fn begin(&mut self, at: Lsn, catalogs: &[u8]) -> Result<(), Trouble> {
         self.writer.begin(at, catalogs)?;
         self.reached(at);
-        self.capture.lock().is_discarding = false;
         self.sync()?;
+        self.capture.lock().is_discarding = false;
         tracing::info!(from = %at, "rows are captured");
         Ok(())
     }

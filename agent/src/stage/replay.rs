@@ -162,11 +162,14 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     node.stages.set(STAGE, State::Streaming, "");
     // After an unclean stop, pages may be as of any position up to the archive's end.
     let mut bounded = false;
-    let mut capturing = Capturing::prepare(node, &store);
+    let mut capturing = Capturing::prepare(node, &mut store)?;
     let mut catching_up = Some(CatchingUp::begin(store.applied()));
     while !node.stopping() {
         heart.beat();
         store.serve_rows()?;
+        if let Some(capturing) = &mut capturing {
+            capturing.hold_toast(node, &mut store)?;
+        }
         let bound = node.positions.get(Position::Durable);
         if reading.replay_available(node, heart, &mut store, bound, &mut capturing)? {
             if let Some(catching_up) = &mut catching_up {
@@ -238,15 +241,33 @@ fn report(node: &Node, store: &Store) {
 struct Capturing {
     /// The spool must begin anew, with the catalogs, as soon as the store is consistent.
     needs_catalogs: bool,
+    /// The store has yet to keep that pages wait for the spool.
+    is_new: bool,
     made: decode::Watch,
 }
 
 impl Capturing {
     /// Waits until the spool is open; nothing if there is none, or it has failed.
-    fn prepare(node: &Node, store: &Store) -> Option<Self> {
-        let capture = node.capture.as_ref()?;
-        let needs_catalogs = capture.needs_catalogs(node, store.replay_from())?;
-        Some(Self { needs_catalogs, made: decode::Watch::of(capture.databases_made()) })
+    fn prepare(node: &Node, store: &mut Store) -> Result<Option<Self>, Trouble> {
+        let Some(capture) = &node.capture else { return Ok(None) };
+        let values_are_there = store.toast_was_held();
+        let needs_catalogs = capture.needs_catalogs(node, store.replay_from(), values_are_there);
+        // Nothing is held for rows that are not kept.
+        if needs_catalogs != Some(false) {
+            store.hold_toast(false)?;
+        }
+        let made = decode::Watch::of(capture.databases_made());
+        Ok(needs_catalogs.map(|needed| Self { needs_catalogs: needed, is_new: needed, made }))
+    }
+
+    /// Once the spool has begun anew, the store says that pages wait for it.
+    fn hold_toast(&mut self, node: &Node, store: &mut Store) -> Result<(), Trouble> {
+        let keeps_rows = node.capture.as_ref().is_some_and(decode::Capture::keeps_rows);
+        if self.is_new && !self.needs_catalogs && keeps_rows {
+            store.hold_toast(true)?;
+            self.is_new = false;
+        }
+        Ok(())
     }
 
     /// All that is durable is applied: if rows are still to be captured, they are from here on.

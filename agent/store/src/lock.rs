@@ -3,7 +3,7 @@
 //! ```text
 //! postmaster.pid, as a server writes it first        walferry.lock, held with flock
 //!   process id                                         running | stopped
-//!   data directory
+//!   data directory                                     held | free
 //!   start time, seconds since 1970
 //!   port: 0
 //!   socket directory: empty
@@ -15,13 +15,16 @@
 //! server of the same user may have the one that the agent had. (No server writes port 0.)
 //!
 //! `walferry.lock` also says whether the store was stopped cleanly, durably before the first page is
-//! changed. There is no shared memory line: a server that takes over must not look for ours.
+//! changed; and whether pages of TOAST relations have waited for rows in all of its life (`gate.rs`): who
+//! takes rows again from a restart point on needs to know whether the values are there that they need.
+//! There is no shared memory line: a server that takes over must not look for ours.
 //!
 //! Rules: `CreateLockFile` in `src/backend/utils/init/miscinit.c`,
 //! `src/include/utils/pidfile.h`.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::Pid;
@@ -30,8 +33,10 @@ use crate::disk::DiskFile;
 use crate::error::{FileError, LockError};
 use crate::layout::{Layout, read_all};
 
-const RUNNING: &str = "running\n";
-const STOPPED: &str = "stopped\n";
+const RUNNING: &str = "running";
+const STOPPED: &str = "stopped";
+const HELD: &str = "held";
+const FREE: &str = "free";
 
 const PID_NAME: &str = "postmaster.pid";
 /// Counted from 0.
@@ -46,14 +51,60 @@ pub(crate) struct StoreLock {
     layout: Layout,
     pid_path: PathBuf,
     lock_path: PathBuf,
-    lock_file: Box<dyn DiskFile>,
+    state: Arc<Mutex<StateFile>>,
     /// The stop before was not a clean one.
     pub(crate) after_unclean_stop: bool,
+    /// Pages of TOAST relations were written before rows were durable.
+    pub(crate) after_free_toast: bool,
+}
+
+/// What `walferry.lock` says.
+#[derive(Debug)]
+struct StateFile {
+    file: Box<dyn DiskFile>,
+    is_stopped: bool,
+    toast_is_held: bool,
+}
+
+impl StateFile {
+    fn write(&self) -> Result<(), FileError> {
+        let first = if self.is_stopped { STOPPED } else { RUNNING };
+        let second = if self.toast_is_held { HELD } else { FREE };
+        let state = format!("{first}\n{second}\n");
+        // All states have the same length and lie in one sector: a crash leaves one of them.
+        self.file.write_at(0, state.as_bytes())?;
+        self.file.set_len(state.len() as u64)?;
+        self.file.sync()
+    }
+
+    fn hold_toast(&mut self, is_held: bool) -> Result<(), FileError> {
+        if self.toast_is_held == is_held {
+            return Ok(());
+        }
+        self.toast_is_held = is_held;
+        self.write()
+    }
+}
+
+/// A way to say, from any thread, that pages of TOAST relations wait no longer. It does not keep the lock.
+#[derive(Debug)]
+pub(crate) struct FreeToast(Weak<Mutex<StateFile>>);
+
+impl FreeToast {
+    /// Says so, durably, if the store is still open.
+    pub(crate) fn write(&self) -> Result<(), FileError> {
+        self.0.upgrade().map_or(Ok(()), |state| locked(&state).hold_toast(false))
+    }
+}
+
+fn locked(state: &Mutex<StateFile>) -> MutexGuard<'_, StateFile> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl StoreLock {
-    /// Takes the store, or says who has it.
-    pub(crate) fn take(layout: &Layout) -> Result<Self, LockError> {
+    /// Takes the store, or says who has it. Pages of TOAST relations go on to wait for rows if
+    /// `holds_toast`.
+    pub(crate) fn take(layout: &Layout, holds_toast: bool) -> Result<Self, LockError> {
         let pid_path = layout.at(PID_NAME);
         let lock_path = layout.at(LOCK_NAME);
         let lock_file = take_flock(layout, &lock_path)?;
@@ -69,22 +120,33 @@ impl StoreLock {
                 layout.remove_file(&pid_path)?
             }
         };
+        let toast_was_held = line(&last_state, 1) == HELD;
+        let state = StateFile {
+            file: lock_file,
+            is_stopped: false,
+            toast_is_held: holds_toast && toast_was_held,
+        };
         let lock = Self {
             layout: layout.clone(),
             after_unclean_stop: pid_file_was_there || !is_clean(&last_state),
+            after_free_toast: !toast_was_held,
             pid_path,
             lock_path,
-            lock_file,
+            state: Arc::new(Mutex::new(state)),
         };
         lock.write_pid_file()?;
-        lock.write_state(RUNNING)?;
+        locked(&lock.state).write()?;
         layout.sync_directory(layout.root())?;
         Ok(lock)
     }
 
     /// Lets the store go after a clean stop: all pages are durable.
     pub(crate) fn release(self) -> Result<(), FileError> {
-        self.write_state(STOPPED)?;
+        {
+            let mut state = locked(&self.state);
+            state.is_stopped = true;
+            state.write()?;
+        }
         self.layout.remove_file(&self.pid_path)?;
         self.layout.sync_directory(self.layout.root())
     }
@@ -126,11 +188,13 @@ impl StoreLock {
         }
     }
 
-    fn write_state(&self, state: &str) -> Result<(), FileError> {
-        // Both states have the same length and lie in one sector: a crash leaves one of them.
-        self.lock_file.write_at(0, state.as_bytes())?;
-        self.lock_file.set_len(state.len() as u64)?;
-        self.lock_file.sync()
+    /// Pages of TOAST relations wait for rows from now on, or no longer.
+    pub(crate) fn hold_toast(&self, is_held: bool) -> Result<(), FileError> {
+        locked(&self.state).hold_toast(is_held)
+    }
+
+    pub(crate) fn free_toast(&self) -> FreeToast {
+        FreeToast(Arc::downgrade(&self.state))
     }
 }
 
@@ -180,7 +244,11 @@ impl AtRest {
 /// Whether `walferry.lock` says so. Empty: made just now, or by one whom a crash met before it had
 /// changed anything.
 fn is_clean(state: &[u8]) -> bool {
-    [b"", STOPPED.as_bytes()].contains(&state)
+    state.is_empty() || line(state, 0) == STOPPED
+}
+
+fn line(state: &[u8], number: usize) -> &str {
+    std::str::from_utf8(state).unwrap_or_default().lines().nth(number).unwrap_or_default()
 }
 
 /// Another agent has the store, or another part of this one.
@@ -251,14 +319,14 @@ mod tests {
     #[test]
     fn the_second_one_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let lock = StoreLock::take(&layout(&directory), false).unwrap();
         assert!(!lock.after_unclean_stop);
-        match StoreLock::take(&layout(&directory)) {
+        match StoreLock::take(&layout(&directory), false) {
             Err(LockError::Agent { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
             other => panic!("{other:?}"),
         }
         lock.release().unwrap();
-        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let lock = StoreLock::take(&layout(&directory), false).unwrap();
         assert!(!lock.after_unclean_stop);
         lock.release_and_forget().unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -267,7 +335,7 @@ mod tests {
     #[test]
     fn the_pid_file_is_a_servers() {
         let directory = tempfile::tempdir().unwrap();
-        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let lock = StoreLock::take(&layout(&directory), false).unwrap();
         let text = std::fs::read_to_string(directory.path().join("postmaster.pid")).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 5);
@@ -284,7 +352,7 @@ mod tests {
         let pid_path = directory.path().join("postmaster.pid");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         std::fs::write(&pid_path, format!("{}\n/elsewhere\n", child.id())).unwrap();
-        match StoreLock::take(&layout(&directory)) {
+        match StoreLock::take(&layout(&directory), false) {
             Err(LockError::Server { pid, .. }) => assert_eq!(pid, child.id()),
             other => panic!("{other:?}"),
         }
@@ -293,7 +361,7 @@ mod tests {
 
         child.kill().unwrap();
         child.wait().unwrap();
-        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let lock = StoreLock::take(&layout(&directory), false).unwrap();
         assert!(lock.after_unclean_stop);
         lock.release().unwrap();
         assert!(!pid_path.exists());
@@ -306,9 +374,9 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let file = |port| format!("{}\n/store\n1700000000\n{port}\n\n", child.id());
         std::fs::write(&pid_path, file(5432)).unwrap();
-        let servers = StoreLock::take(&layout(&directory));
+        let servers = StoreLock::take(&layout(&directory), false);
         std::fs::write(&pid_path, file(0)).unwrap();
-        let agents = StoreLock::take(&layout(&directory));
+        let agents = StoreLock::take(&layout(&directory), false);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(servers, Err(LockError::Server { .. })), "{servers:?}");
@@ -318,13 +386,13 @@ mod tests {
     #[test]
     fn a_lock_that_was_dropped_is_an_unclean_stop() {
         let directory = tempfile::tempdir().unwrap();
-        drop(StoreLock::take(&layout(&directory)).unwrap());
+        drop(StoreLock::take(&layout(&directory), false).unwrap());
         // Even if somebody tidied up the pid file.
         std::fs::remove_file(directory.path().join("postmaster.pid")).unwrap();
-        let lock = StoreLock::take(&layout(&directory)).unwrap();
+        let lock = StoreLock::take(&layout(&directory), false).unwrap();
         assert!(lock.after_unclean_stop);
         lock.release_unclean().unwrap();
-        assert!(StoreLock::take(&layout(&directory)).unwrap().after_unclean_stop);
+        assert!(StoreLock::take(&layout(&directory), false).unwrap().after_unclean_stop);
     }
 
     #[test]
@@ -335,14 +403,14 @@ mod tests {
         let look = AtRest::take(&layout).unwrap();
         assert_eq!((look.after_unclean_stop, names()), (false, 0));
 
-        let lock = StoreLock::take(&layout).unwrap();
+        let lock = StoreLock::take(&layout, false).unwrap();
         assert!(matches!(look.check(), Err(LockError::Agent { .. })), "one came meanwhile");
         assert!(matches!(AtRest::take(&layout), Err(LockError::Agent { pid: Some(_), .. })));
         lock.release().unwrap();
 
         let look = AtRest::take(&layout).unwrap();
         assert_eq!((look.after_unclean_stop, names()), (false, 1));
-        assert!(matches!(StoreLock::take(&layout), Err(LockError::Agent { pid: None, .. })));
+        assert!(matches!(StoreLock::take(&layout, false), Err(LockError::Agent { pid: None, .. })));
         look.check().unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         std::fs::write(directory.path().join("postmaster.pid"), child.id().to_string()).unwrap();
@@ -353,8 +421,53 @@ mod tests {
         std::fs::remove_file(directory.path().join("postmaster.pid")).unwrap();
         drop(look);
 
-        drop(StoreLock::take(&layout).unwrap());
+        drop(StoreLock::take(&layout, false).unwrap());
         let look = AtRest::take(&layout).unwrap();
         assert_eq!((look.after_unclean_stop, names()), (true, 2));
+    }
+
+    #[test]
+    fn it_is_kept_whether_toast_was_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let take = |holds| StoreLock::take(&layout(&directory), holds).unwrap();
+        let text = || std::fs::read_to_string(directory.path().join(LOCK_NAME)).unwrap();
+
+        // Nobody knows what was before; from some moment on it is held, whatever stop comes.
+        let lock = take(true);
+        assert!(lock.after_free_toast);
+        assert_eq!(text(), "running\nfree\n");
+        lock.hold_toast(true).unwrap();
+        assert_eq!(text(), "running\nheld\n");
+        drop(lock);
+        let lock = take(true);
+        assert!(!lock.after_free_toast && lock.after_unclean_stop);
+        lock.release().unwrap();
+        assert_eq!(text(), "stopped\nheld\n");
+
+        // Rows are lost, which another thread says; it does not hold the lock.
+        let lock = take(true);
+        assert!(!lock.after_free_toast && !lock.after_unclean_stop);
+        let free = lock.free_toast();
+        free.write().unwrap();
+        assert_eq!(text(), "running\nfree\n");
+        drop(lock);
+        let lock = take(true);
+        assert!(lock.after_free_toast);
+        lock.hold_toast(true).unwrap();
+        free.write().unwrap();
+        assert_eq!(text(), "running\nheld\n", "it speaks of a store that is gone");
+        lock.release().unwrap();
+
+        // Nobody takes rows: it is free before anything else happens.
+        let lock = take(false);
+        assert_eq!(text(), "running\nfree\n");
+        lock.release().unwrap();
+        assert!(take(true).after_free_toast);
+
+        // An agent of before the second line.
+        std::fs::write(directory.path().join(LOCK_NAME), "stopped\n").unwrap();
+        std::fs::remove_file(directory.path().join(PID_NAME)).unwrap();
+        let lock = take(true);
+        assert!(lock.after_free_toast && !lock.after_unclean_stop);
     }
 }

@@ -34,7 +34,9 @@ use walfmt::page::ItemPointer;
 use walfmt::row::Entry;
 use walfmt::{Lsn, RelFileLocator};
 
+use crate::error::FileError;
 use crate::gate::Gate;
+use crate::lock::FreeToast;
 use crate::toast::{Desk, Removed, RemovedOfBatch, ToastAnswer, ToastFiles, ToastRequest};
 
 /// Replay waits while more than this is queued, in bytes.
@@ -63,6 +65,7 @@ pub struct Rows {
     is_closed: AtomicBool,
     desk: Desk,
     files: ToastFiles,
+    free_toast: Mutex<Option<FreeToast>>,
     waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -116,6 +119,7 @@ impl Default for Rows {
             is_closed: AtomicBool::new(true),
             desk: Desk::default(),
             files: ToastFiles::default(),
+            free_toast: Mutex::default(),
             waker: OnceLock::new(),
         }
     }
@@ -259,6 +263,25 @@ impl Rows {
         self.durable.fetch_max(lsn.0, Ordering::SeqCst);
         let _queues = self.lock(); // not between somebody's look and wait
         self.changed.notify_all();
+    }
+
+    /// What the store is told when rows are lost.
+    pub(crate) fn set_free_toast(&self, free_toast: FreeToast) {
+        *self.free_toast.lock().unwrap_or_else(PoisonError::into_inner) = Some(free_toast);
+    }
+
+    /// Rows are lost from here on: the store keeps, durably, that values which they need may be gone when
+    /// they come again. Then it goes on without, as after [`abandon`](Self::abandon).
+    ///
+    /// # Errors
+    /// [`FileError`] if the lock file cannot be written; it goes on nevertheless.
+    pub fn lose(&self) -> Result<(), FileError> {
+        let told = match &*self.free_toast.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(free_toast) => free_toast.write(),
+            None => Ok(()),
+        };
+        self.abandon();
+        told
     }
 
     /// Nobody takes rows any more: replay goes on without.

@@ -133,9 +133,14 @@ impl Store {
         let layout = Layout::on(disk, &config.data_directory)?;
         // Not one file is made in a directory that is none of ours.
         check_state(&ControlFile::from_bytes(&control::read(&layout)?)?)?;
-        let lock = StoreLock::take(&layout)?;
+        let lock = StoreLock::take(&layout, config.rows.is_some())?;
         match Self::open_locked(config, &layout, lock.after_unclean_stop, broken_rule) {
-            Ok(store) => Ok(Self { lock: Some(lock), ..store }),
+            Ok(store) => {
+                if let Some(rows) = &config.rows {
+                    rows.set_free_toast(lock.free_toast());
+                }
+                Ok(Self { lock: Some(lock), ..store })
+            }
             Err(error) => {
                 // Nothing was changed: the next one is told what we were told.
                 if lock.after_unclean_stop {
@@ -188,6 +193,25 @@ impl Store {
     #[must_use]
     pub const fn pages_are_bounded(&self) -> bool {
         self.pages_are_bounded
+    }
+
+    /// Whether, until this store was opened, every page of a TOAST relation waited for rows before it was
+    /// written ([`StoreConfig::rows`]). If not, rows that are taken again from
+    /// [`replay_from`](Self::replay_from) on may need values that are on no page any more.
+    #[must_use]
+    pub fn toast_was_held(&self) -> bool {
+        self.lock.as_ref().is_some_and(|lock| !lock.after_free_toast)
+    }
+
+    /// Says, durably, that such pages wait for rows from now on: all rows before
+    /// [`applied`](Self::applied) are durable, or will never be asked for. Or that they do not.
+    ///
+    /// # Errors
+    /// [`ReplayError`] if the lock file cannot be written.
+    pub fn hold_toast(&mut self, is_held: bool) -> Result<(), ReplayError> {
+        let at = self.applied();
+        let written = self.lock.as_ref().map_or(Ok(()), |lock| lock.hold_toast(is_held));
+        written.map_err(|source| ReplayError::File { at, source })
     }
 
     /// Says, after an unclean stop, up to where pages may have been changed: the end of the last
