@@ -195,6 +195,10 @@ impl Stand {
         })?;
         let mut watch = SpoolWatch::new(&spool);
         wait_until("rows are captured", PATIENCE, || Ok(watch.end()?.is_valid()))?;
+        // Killed in the moment between both, rows would begin once more.
+        wait_until("the store keeps that pages wait for them", PATIENCE, || {
+            Ok(fs::read_to_string(pair.store().join("walferry.lock"))?.contains("held"))
+        })?;
         println!("seed {}", seed.0);
         Ok(Self { pair, spool, copied, scratch })
     }

@@ -355,12 +355,9 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
     }
     let start = hello.resume.start();
     let appended = wait_until_readable(node, start);
-    if appended < start && node.stages.is_starting(tail::STAGE) {
-        return Err((RefusalCode::NOT_READY, "the archive's end is being read again".to_owned()));
-    }
     if appended < start {
-        let text = format!("follower has WAL up to {start}, this node only up to {appended}");
-        return Err((RefusalCode::AHEAD_OF_LEADER, text));
+        let written = node.positions.get(Position::ServerFlush);
+        return Err(ahead(start, appended, written, node.stages.is_starting(tail::STAGE)));
     }
     let extent = archive.extent(hello.timeline).map_err(failed)?.ok_or_else(not_ready)?;
     let size = archive.segment_size();
@@ -377,6 +374,21 @@ fn check_resume(node: &Node, hello: &Hello) -> Result<(Archived, ArchiveReader),
     }
     let reader = ArchiveReader::open(archive, hello.timeline, start).map_err(failed)?.for_copies();
     Ok((Archived { first, appended }, reader))
+}
+
+/// Why a follower that has WAL up to `start` is not served by a node that has it up to `appended`: its
+/// server may have `written` it, and it is yet to be read here. Then it can be told later whether it is
+/// the same.
+fn ahead(start: Lsn, appended: Lsn, written: Lsn, is_starting: bool) -> Refusal {
+    if is_starting {
+        return (RefusalCode::NOT_READY, "the archive's end is being read again".to_owned());
+    }
+    let text = format!("follower has WAL up to {start}, this node only up to {appended}");
+    if written >= start {
+        let text = format!("{text}, and its server up to {written}: that is being read");
+        return (RefusalCode::NOT_READY, text);
+    }
+    (RefusalCode::AHEAD_OF_LEADER, text)
 }
 
 /// A follower can be ahead of us for a moment: after our restart, until the tail has gone through
@@ -482,4 +494,18 @@ fn read_archive(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_ahead_of_the_server_has_another_history_and_who_is_ahead_of_the_archive_waits() {
+        let code = |written, is_starting| ahead(Lsn(300), Lsn(100), Lsn(written), is_starting).0;
+        assert_eq!(code(299, false), RefusalCode::AHEAD_OF_LEADER);
+        assert_eq!(code(0, false), RefusalCode::AHEAD_OF_LEADER, "the server was never asked");
+        assert_eq!(code(300, false), RefusalCode::NOT_READY);
+        assert_eq!(code(0, true), RefusalCode::NOT_READY);
+    }
 }
