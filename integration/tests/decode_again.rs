@@ -7,14 +7,19 @@
 //! ```
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use integration::process::wait_until;
+use integration::process::{send_signal, wait_until};
 use integration::standby::control_file;
 use integration::{ClusterOptions, PATIENCE, Pair, Scratch};
+use rustix::process::Signal;
 use walfmt::Lsn;
 
 const ROWS: usize = 60;
+/// How often the agent is stopped while it starts.
+const STOPS: u64 = 20;
 /// What is told of a value that an update left alone and that is nowhere.
 const NOWHERE: &str = r#""long":{"unchanged":true}"#;
 
@@ -99,6 +104,22 @@ fn rows_begin_anew_where_values_may_be_gone() -> Result<()> {
     let all =
         pair.follower.verb("decode", &["--after", &format!("{}/0", pair.flush_position()?)])?;
     ensure!(all.exit == Some(0), "{all:?}");
+
+    // Who is stopped while he starts has lost nothing.
+    let lock = pair.store().join("walferry.lock");
+    let mut stopped = [0, 0];
+    for millis in 0..STOPS {
+        pair.follower.stop()?;
+        pair.follower.spawn()?;
+        thread::sleep(Duration::from_millis(millis * 5));
+        send_signal(pair.follower.pid().context("it was started")?, Signal::TERM)?;
+        wait_until("it has ended", PATIENCE, || Ok(!pair.follower.is_running()))?;
+        let text = fs::read_to_string(&lock)?;
+        ensure!(text.ends_with("held\n"), "stopped after {} ms: {text}", millis * 5);
+        stopped[usize::from(text.starts_with("stopped"))] += 1;
+        pair.follower.start()?;
+    }
+    println!("stopped while it started: {stopped:?}");
 
     // The control: the store says that nothing was written without waiting for rows.
     let (exit, told, words) = round(&mut pair, "believed", true)?;

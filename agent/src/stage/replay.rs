@@ -252,8 +252,8 @@ impl Capturing {
         let Some(capture) = &node.capture else { return Ok(None) };
         let values_are_there = store.toast_was_held();
         let needs_catalogs = capture.needs_catalogs(node, store.replay_from(), values_are_there);
-        // Nothing is held for rows that are not kept.
-        if needs_catalogs != Some(false) {
+        // Nothing is held for rows that are not kept. Who stops replays nothing more.
+        if needs_catalogs.unwrap_or(!node.stopping()) {
             store.hold_toast(false)?;
         }
         let made = decode::Watch::of(capture.databases_made());
