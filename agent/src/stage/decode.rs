@@ -65,22 +65,37 @@ struct CaptureState {
     has_failed: bool,
 }
 
+/// How the spool goes on when replay begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    GoesOn,
+    /// It does not reach to where replay begins.
+    Anew,
+    /// It does; but what its next rows need may be gone.
+    AnewWithoutValues,
+}
+
 impl Capture {
-    /// For replay, before it begins at `from`: whether the spool must begin anew, as it must if values that
-    /// rows need may be gone. Nothing if there is no capture any more.
-    pub(crate) fn needs_catalogs(
+    /// For replay, before it begins at `from`: whether the spool goes on, as it cannot if values that rows
+    /// need may be gone. Nothing if there is no capture any more.
+    pub(crate) fn beginning(
         &self,
         node: &Node,
         from: Lsn,
         values_are_there: bool,
-    ) -> Option<bool> {
+    ) -> Option<Beginning> {
         let mut state = self.lock();
         loop {
             match state.end {
                 _ if state.has_failed || node.stopping() => return None,
                 Some(end) => {
-                    state.is_discarding |= !values_are_there || end.is_none_or(|end| end < from);
-                    return Some(state.is_discarding);
+                    let is_behind = end.is_none_or(|end| end < from);
+                    state.is_discarding |= is_behind || !values_are_there;
+                    return Some(match (state.is_discarding, is_behind) {
+                        (false, _) => Beginning::GoesOn,
+                        (true, true) => Beginning::Anew,
+                        (true, false) => Beginning::AnewWithoutValues,
+                    });
                 }
                 None => state = self.wait(state),
             }
@@ -108,10 +123,10 @@ impl Capture {
         Ok(())
     }
 
-    /// For replay: whether all rows that come are kept.
-    pub(crate) fn keeps_rows(&self) -> bool {
+    /// For replay, after [`begin`](Self::begin): whether the spool has begun, durably. Nothing if it will not.
+    pub(crate) fn has_begun(&self) -> Option<bool> {
         let state = self.lock();
-        !state.is_discarding && !state.has_failed
+        (!state.has_failed).then_some(!state.is_discarding)
     }
 
     /// For replay: no row comes any more.

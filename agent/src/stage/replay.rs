@@ -6,6 +6,7 @@
 mod ahead;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -17,6 +18,7 @@ use crate::control::Promotion;
 use crate::identity::Identity;
 use crate::node::Node;
 use crate::positions::Position;
+use crate::stage::decode::Beginning;
 use crate::stage::heart::Heart;
 use crate::stage::replay::ahead::ReadAhead;
 use crate::stage::{State, decode, receive};
@@ -29,6 +31,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 const REPORT_RECORDS: u64 = 512;
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const SPOOL_WAIT: Duration = Duration::from_millis(5);
 
 type PromotionAnswer = oneshot::Sender<Result<Promotion, Trouble>>;
 
@@ -168,7 +171,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
         heart.beat();
         store.serve_rows()?;
         if let Some(capturing) = &mut capturing {
-            capturing.hold_toast(node, &mut store)?;
+            capturing.spool_has_begun(node, &mut store)?;
         }
         let bound = node.positions.get(Position::Durable);
         if reading.replay_available(node, heart, &mut store, bound, &mut capturing)? {
@@ -208,6 +211,12 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
         }
         node.positions.wait_beyond(Position::Durable, bound, IDLE_WAIT);
     }
+    while let Some(capturing) = &mut capturing
+        && !capturing.spool_has_begun(node, &mut store)?
+    {
+        store.serve_rows()?;
+        thread::sleep(SPOOL_WAIT);
+    }
     store.close()?;
     Ok(Ended::Stopping)
 }
@@ -241,8 +250,9 @@ fn report(node: &Node, store: &Store) {
 struct Capturing {
     /// The spool must begin anew, with the catalogs, as soon as the store is consistent.
     needs_catalogs: bool,
-    /// The store has yet to keep that pages wait for the spool.
-    is_new: bool,
+    /// The store has yet to keep that pages wait for the spool, when that has begun: until then it has an
+    /// end which it must not go on from.
+    is_pending: bool,
     made: decode::Watch,
 }
 
@@ -250,24 +260,30 @@ impl Capturing {
     /// Waits until the spool is open; nothing if there is none, or it has failed.
     fn prepare(node: &Node, store: &mut Store) -> Result<Option<Self>, Trouble> {
         let Some(capture) = &node.capture else { return Ok(None) };
-        let values_are_there = store.toast_was_held();
-        let needs_catalogs = capture.needs_catalogs(node, store.replay_from(), values_are_there);
+        let beginning = capture.beginning(node, store.replay_from(), store.toast_was_held());
         // Nothing is held for rows that are not kept. Who stops replays nothing more.
-        if needs_catalogs.unwrap_or(!node.stopping()) {
+        if beginning.map_or(!node.stopping(), |beginning| beginning != Beginning::GoesOn) {
             store.hold_toast(false)?;
         }
         let made = decode::Watch::of(capture.databases_made());
-        Ok(needs_catalogs.map(|needed| Self { needs_catalogs: needed, is_new: needed, made }))
+        Ok(beginning.map(|beginning| Self {
+            needs_catalogs: beginning != Beginning::GoesOn,
+            is_pending: beginning == Beginning::AnewWithoutValues,
+            made,
+        }))
     }
 
-    /// Once the spool has begun anew, the store says that pages wait for it.
-    fn hold_toast(&mut self, node: &Node, store: &mut Store) -> Result<(), Trouble> {
-        let keeps_rows = node.capture.as_ref().is_some_and(decode::Capture::keeps_rows);
-        if self.is_new && !self.needs_catalogs && keeps_rows {
-            store.hold_toast(true)?;
-            self.is_new = false;
+    /// Has the store keep that pages wait for the spool once that has begun anew; `false` if it is yet to.
+    fn spool_has_begun(&mut self, node: &Node, store: &mut Store) -> Result<bool, Trouble> {
+        if self.is_pending && !self.needs_catalogs {
+            let has_begun = node.capture.as_ref().and_then(decode::Capture::has_begun);
+            if has_begun == Some(true) {
+                store.hold_toast(true)?;
+            }
+            self.is_pending = has_begun == Some(false);
+            return Ok(!self.is_pending);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// All that is durable is applied: if rows are still to be captured, they are from here on.
@@ -279,6 +295,10 @@ impl Capturing {
             let at = store.applied();
             let catalogs = decode::load_all(store, at)?;
             let identity = node.identity().ok_or_else(|| Trouble::misuse("no identity"))?;
+            // Should the spool not come to begin, it does not reach to where replay begins then.
+            if !self.is_pending {
+                store.hold_toast(true)?;
+            }
             capture.begin(at, catalogs, identity)?;
             self.needs_catalogs = false;
         }
