@@ -18,9 +18,6 @@ use crate::postgres::Cluster;
 use crate::process::{PATIENCE, POLL_INTERVAL, send_signal, tail_of, wait_for_exit, wait_until};
 use crate::scratch::Scratch;
 
-/// How long it may take to stop: its last restart point syncs what everybody has written on the file system.
-const STOP_PATIENCE: Duration = Duration::from_secs(120);
-
 /// Where an agent's WAL comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -237,11 +234,12 @@ impl Agent {
     /// Stops the agent with SIGTERM; one that does not run is no error.
     ///
     /// # Errors
-    /// It does not end within two minutes, or its exit status is not 0.
+    /// It does not end within [`PATIENCE`], or its exit status is not 0.
     pub fn stop(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         send_signal(child.id(), Signal::TERM)?;
-        let status = wait_for_exit(child, STOP_PATIENCE)
+        // Its last restart point syncs what everybody has written on the file system.
+        let status = wait_for_exit(child, PATIENCE)
             .with_context(|| format!("stopping agent {}", self.config.name))?;
         self.child = None;
         ensure!(

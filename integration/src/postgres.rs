@@ -214,7 +214,7 @@ impl Cluster {
     /// Starts the server and waits until it answers, through crash recovery if there is any.
     ///
     /// # Errors
-    /// It ends instead, or does not answer in two minutes; the error shows its log's end.
+    /// It ends instead, or does not answer within [`PATIENCE`]; the error shows its log's end.
     pub fn start(&mut self) -> Result<()> {
         self.spawn()?;
         self.wait_ready()
@@ -262,7 +262,7 @@ impl Cluster {
     /// Waits until the server answers.
     ///
     /// # Errors
-    /// It ends instead, or does not answer in two minutes; the error shows its log's end.
+    /// It ends instead, or does not answer within [`PATIENCE`]; the error shows its log's end.
     pub fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !self.endpoint.answers() {
@@ -277,6 +277,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until the server's recovery has ended. With archive recovery it answers before.
+    ///
+    /// # Errors
+    /// It does not end, or the server does.
+    pub fn wait_recovered(&self) -> Result<()> {
+        wait_until("recovery ends", PATIENCE, || Ok(self.sql("select pg_is_in_recovery()")? == "f"))
+            .with_context(|| format!("log of server {}:\n{}", self.name, self.log_tail(30)))
+    }
+
     /// Whether a server process is there.
     pub fn is_running(&mut self) -> bool {
         match &mut self.server {
@@ -289,7 +298,7 @@ impl Cluster {
     /// Stops the server; one that does not run is no error.
     ///
     /// # Errors
-    /// It does not end in two minutes.
+    /// It does not end within [`PATIENCE`].
     pub fn stop(&mut self, mode: StopMode) -> Result<()> {
         let signal = match mode {
             StopMode::Fast => Signal::INT,
@@ -305,7 +314,7 @@ impl Cluster {
     /// and waits until all are gone.
     ///
     /// # Errors
-    /// They are still there after two minutes.
+    /// They are still there after [`PATIENCE`].
     pub fn kill(&mut self) -> Result<()> {
         let Some(pid) = self.pid() else { return Ok(()) };
         let children = children_of(pid);

@@ -105,9 +105,7 @@ fn a_node_without_a_store_keeps_the_wal() -> Result<()> {
     restored.configure(&[fetch.as_str(), "recovery_target_action = promote"])?;
     scratch.file("backup/recovery.signal", "")?;
     restored.start()?;
-    wait_until("it is restored", PATIENCE, || {
-        Ok(restored.sql("select pg_is_in_recovery()")? == "f")
-    })?;
+    restored.wait_recovered()?;
     let found = (restored.sql(rows)?, restored.sql("select count(*) from pgbench_history")?);
     ensure!(found == expected, "{found:?} instead of {expected:?}");
     println!("restored from base backup and archive: {found:?}");

@@ -270,7 +270,7 @@ fn a_server_that_went_to_another_timeline_is_not_followed() -> Result<()> {
     scratch.file("leader/recovery.signal", "")?;
     leader.configure(&["restore_command = 'false'"])?;
     leader.start()?;
-    wait_until("recovery ends", PATIENCE, || Ok(leader.sql("select pg_is_in_recovery()")? == "f"))?;
+    leader.wait_recovered()?;
     leader.sql("create table u as select generate_series(1, 100000)")?;
     let begun = Instant::now();
     let stopped = wait_stopped(&agent, "tail")?;

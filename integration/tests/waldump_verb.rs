@@ -207,6 +207,7 @@ fn timelines_are_followed() -> Result<()> {
     fs::write(data.join("recovery.signal"), "")?;
     wal.cluster.configure(&["restore_command = '/bin/false'"])?;
     wal.cluster.start()?;
+    wal.cluster.wait_recovered()?;
     wal.cluster.pgbench_run(&["-c", "2", "-t", "300"])?;
     wal.cluster.sql("select pg_switch_wal()")?;
     wal.cluster.pgbench_run(&["-c", "2", "-t", "300"])?;
