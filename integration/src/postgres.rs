@@ -133,6 +133,8 @@ impl Cluster {
         cluster.configure(&[
             "max_prepared_transactions = 20",
             "shared_buffers = 64MB",
+            // Where tables were never analyzed, it compiles for longer than queries take.
+            "jit = off",
             if options.fsync { "fsync = on" } else { "fsync = off" },
         ])?;
         cluster.configure(&options.settings)?;

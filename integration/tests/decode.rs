@@ -354,7 +354,8 @@ fn options(level: &str) -> ClusterOptions {
 
 /// A server that has done what the script says, with the judge's slot before it.
 fn judged_server(scratch: &Scratch, name: &str, script: &Script) -> Result<Cluster> {
-    let server = Cluster::start_new(scratch, name, &options("logical"))?;
+    let options = ClusterOptions { fsync: false, ..options("logical") };
+    let server = Cluster::start_new(scratch, name, &options)?;
     Slot::create(&server)?;
     run(scratch, &server, script)?;
     Ok(server)
