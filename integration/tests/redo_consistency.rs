@@ -44,7 +44,7 @@ fn replayed_pages_are_those_of_the_server_with_checksums() -> Result<()> {
 
 #[test]
 fn replayed_pages_are_those_of_the_server_without_checksums() -> Result<()> {
-    judge(false, "pglz")
+    judge(false, "zstd")
 }
 
 fn judge(data_checksums: bool, wal_compression: &str) -> Result<()> {

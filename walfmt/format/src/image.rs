@@ -7,6 +7,11 @@
 //!
 //! Rules: `RestoreBlockImage` in `src/backend/access/transam/xlogreader.c`.
 
+use std::cell::RefCell;
+use std::io;
+
+use zstd::bulk::Decompressor;
+
 use crate::cursor::Cursor;
 use crate::pglz;
 use crate::record::DecodeError;
@@ -133,8 +138,9 @@ impl BlockImage<'_> {
                     .map_err(|error| error.to_string()),
                 Compression::Lz4 => lz4_flex::block::decompress_into(self.bytes, packed)
                     .map_err(|error| error.to_string()),
-                Compression::Zstd => zstd::bulk::decompress_to_buffer(self.bytes, packed)
-                    .map_err(|error| error.to_string()),
+                Compression::Zstd => {
+                    decompress_zstd(self.bytes, packed).map_err(|error| error.to_string())
+                }
             }
             .map_err(fail)?;
             if unpacked != packed_size {
@@ -145,4 +151,19 @@ impl BlockImage<'_> {
         page[hole_start..hole_end].fill(0);
         Ok(())
     }
+}
+
+/// Gives how many bytes of `page` were filled.
+fn decompress_zstd(image: &[u8], page: &mut [u8]) -> io::Result<usize> {
+    thread_local! {
+        /// One for each thread: to make it takes longer than to decompress a page.
+        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|made| {
+        let decompressor = match made {
+            Some(decompressor) => decompressor,
+            None => made.insert(Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(image, page)
+    })
 }
