@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use walfmt::wal_page::{WAL_PAGE_SIZE, header_size, page_start};
 use walfmt::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
 
 /// The unbroken run of one timeline's segments that a directory begins with.
@@ -117,5 +118,46 @@ impl Segments {
             }
         }
         Ok(())
+    }
+}
+
+/// Where in the WAL the byte lies that is `offset` bytes into the record that begins at `start`: the
+/// headers of pages stand between its pieces.
+pub fn position_of(start: Lsn, offset: u32, size: SegmentSize) -> Lsn {
+    let (mut position, mut left) = (start, u64::from(offset));
+    loop {
+        let next_page = page_start(position).advance(WAL_PAGE_SIZE as u64);
+        let here = next_page.bytes_since(position);
+        if left < here {
+            return position.advance(left);
+        }
+        left -= here;
+        position = next_page.advance(header_size(next_page, size) as u64);
+    }
+}
+
+/// Where the record of `length` bytes that begins at `start` ends, padding included: where the next one
+/// begins, or the page whose header stands before it.
+pub fn end_of(start: Lsn, length: u32, size: SegmentSize) -> Lsn {
+    position_of(start, length - 1, size).advance(1).align_up()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_pages_stand_between_the_pieces_of_a_record() {
+        let size = SegmentSize::DEFAULT;
+        let page = Lsn(5 * 8192);
+        let before = |bytes| Lsn(page.0 - bytes);
+        assert_eq!(end_of(before(128), 114, size), before(8));
+        assert_eq!(end_of(before(128), 128, size), page);
+        assert_eq!(end_of(before(64), 114, size), page.advance(24 + 56));
+        assert_eq!(position_of(before(8), 20, size), page.advance(24 + 12));
+        assert_eq!(position_of(before(8), 7, size), before(1));
+        assert_eq!(end_of(before(64), 64 + 8168 + 3, size), page.advance(8192 + 24 + 8));
+        let segment = size.start_of(SegmentNumber(3));
+        assert_eq!(end_of(Lsn(segment.0 - 16), 26, size), segment.advance(40 + 16));
     }
 }

@@ -9,13 +9,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::segments::position_of;
 use integration::{
     Cluster, ClusterOptions, DumpedRecord, Scratch, Seed, Segments, StopMode, Waldump,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
 use walfmt::rmgr::{RmgrId, xlog};
-use walfmt::wal_page::{WAL_PAGE_SIZE, header_size, page_start};
+use walfmt::wal_page::{WAL_PAGE_SIZE, page_start};
 use walfmt::{
     BLOCK_SIZE, Lsn, RawRecord, Record, RecordStream, SegmentSize, Step, Stop, StopKind,
     StreamStart, Timeline, Version,
@@ -381,7 +382,7 @@ fn places_in(wal: &Wal, count: usize, generator: &mut StdRng) -> Result<Vec<Plac
             let place = Place {
                 start: raw.start,
                 end: raw.end,
-                byte: position_of(raw.start, offset as u64, wal.segments.size()),
+                byte: position_of(raw.start, u32::try_from(offset)?, wal.segments.size()),
                 value: raw.bytes[offset],
                 bit: generator.random_range(0..8),
             };
@@ -395,20 +396,6 @@ fn places_in(wal: &Wal, count: usize, generator: &mut StdRng) -> Result<Vec<Plac
         Ok(())
     })?;
     Ok(places)
-}
-
-/// Where in the WAL a record's byte lies: page headers stand between its pieces.
-fn position_of(start: Lsn, offset: u64, segment_size: SegmentSize) -> Lsn {
-    let (mut position, mut left) = (start, offset);
-    loop {
-        let next_page = page_start(position).advance(WAL_PAGE_SIZE as u64);
-        let here = next_page.bytes_since(position);
-        if left < here {
-            return position.advance(left);
-        }
-        left -= here;
-        position = next_page.advance(header_size(next_page, segment_size) as u64);
-    }
 }
 
 /// Reads a piece of WAL, pushed in random cuts, all of it known to exist. Gives how the stream

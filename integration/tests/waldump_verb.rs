@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use integration::agent::binary_in;
 use integration::process::{send_signal, wait_for_exit, wait_until};
+use integration::segments::{end_of, position_of};
 use integration::{Cluster, ClusterOptions, DumpedRecord, PATIENCE, Scratch, Seed, StopMode};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -130,7 +131,7 @@ fn it_says_where_and_why_it_stops() -> Result<()> {
     let last = &wal.records[wal.records.len() - 1];
     let torn = wal.copy("torn")?;
     let file = OpenOptions::new().write(true).open(torn.join(wal.name(last.start)))?;
-    let middle = SEGMENT.offset_of(last.start) + u64::from(last.total_length) / 2;
+    let middle = SEGMENT.offset_of(position_of(last.start, last.total_length / 2, SEGMENT));
     file.write_all_at(&vec![0; (SEGMENT.bytes() - middle) as usize], middle)?;
     let ours = wal.ours(&torn, "UTC", &["-s", &start])?;
     ensure!(ours.exit == 0 && ours.stderr.contains(&last.start.to_string()), "{ours:?}");
@@ -144,10 +145,7 @@ fn it_says_where_and_why_it_stops() -> Result<()> {
     let hit = of_first[of_first.len() / 2];
     let damaged = wal.copy("damaged")?;
     let file = OpenOptions::new().read(true).write(true).open(damaged.join(wal.name(hit.start)))?;
-    let at = SEGMENT.offset_of(hit.start) + 20; // its checksum
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 1], at)?;
+    flip_checksum(&file, hit)?;
     let ours = wal.ours(&damaged, "UTC", &["-s", &start])?;
     ensure!(ours.exit == 1 && ours.stderr.contains(&hit.start.to_string()), "{ours:?}");
     let before = wal.records.iter().filter(|record| record.start < hit.start).count();
@@ -165,9 +163,7 @@ fn it_says_where_and_why_it_stops() -> Result<()> {
     ensure!(last.start.bytes_since(hit.start) > 4 * 8192, "the last segment is too short");
     let damaged = wal.copy("damaged-last")?;
     let file = OpenOptions::new().read(true).write(true).open(damaged.join(wal.name(hit.start)))?;
-    let at = SEGMENT.offset_of(hit.start) + 20;
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 1], at)?;
+    flip_checksum(&file, hit)?;
     for options in [&["-s", &start][..], &["-q", "-s", &start], &["-f", "-s", &start]] {
         let ours = wal.ours(&damaged, "UTC", options)?;
         ensure!(
@@ -348,7 +344,7 @@ impl Wal {
         }
         wal.relations = relations.into_keys().map(str::to_owned).collect();
         let last = wal.records.last().context("no records")?;
-        wal.end = last.start.advance(u64::from(last.total_length)).align_up();
+        wal.end = end_of(last.start, last.total_length, SEGMENT);
         Ok(wal)
     }
 
@@ -508,6 +504,15 @@ fn run(command: &mut Command) -> Result<Printed> {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         exit: output.status.code().context("it was killed")?,
     })
+}
+
+fn flip_checksum(segment: &File, record: &DumpedRecord) -> Result<()> {
+    let position = position_of(record.start, 20, SEGMENT);
+    ensure!(SEGMENT.segment_of(position) == SEGMENT.segment_of(record.start), "in another file");
+    let mut byte = [0];
+    segment.read_exact_at(&mut byte, SEGMENT.offset_of(position))?;
+    segment.write_all_at(&[byte[0] ^ 1], SEGMENT.offset_of(position))?;
+    Ok(())
 }
 
 fn same(theirs: &Printed, ours: &Printed) -> Result<()> {

@@ -33,6 +33,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use integration::command::output_of;
 use integration::process::wait_until;
+use integration::segments::end_of;
 use integration::{
     Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, Scratch, Segments, Source,
     StopMode, StoreConfig,
@@ -47,8 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// WAL is archived in pieces of this size, as a tail does under load.
 const PIECE: usize = 128 << 10;
 
-/// Record header, main data header, `CheckPoint` of 15; padded.
-const SHUTDOWN_CHECKPOINT_BYTES: u64 = (24 + 2 + 88_u64).next_multiple_of(8);
+/// Record header, main data header, `CheckPoint` of 15.
+const SHUTDOWN_CHECKPOINT_BYTES: u32 = 24 + 2 + 88;
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -322,7 +323,7 @@ impl Material {
         let mut writer =
             ArchiveWriter::open(&archive, timeline, segments.start(), WriterOptions::default())?;
         // The last record is the checkpoint of the shutdown; zeros follow.
-        let end = control.check_point.advance(SHUTDOWN_CHECKPOINT_BYTES);
+        let end = end_of(control.check_point, SHUTDOWN_CHECKPOINT_BYTES, size);
         let mut position = writer.content_end();
         segments.read(position, end, PIECE, |piece| {
             writer.append(position, piece)?;
