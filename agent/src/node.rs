@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::signal::unix;
 use walferry_archive::{Archive, ArchiveWriter, Files, OsFiles, WriterOptions};
 use walferry_wire::{LagClock, LocaleName, NodeName};
 use walfmt::{Lsn, Timeline};
@@ -305,9 +306,11 @@ pub(crate) fn run(config: Config) -> Result<(), Trouble> {
         .build()
         .map_err(|error| Trouble::io("starting the runtime", error))?;
     let threads = runtime.block_on(async {
+        // Who is told that the agent runs may stop it.
+        let mut signals = Signals::listen()?;
         let threads = start(&node).await?;
         let talk = tokio::spawn(service::run(Arc::clone(&node)));
-        wait_for_signal().await?;
+        signals.recv().await;
         tracing::info!("stopping");
         node.begin_stop();
         // In this order, since nothing is to be said after it; but no stop waits for systemd.
@@ -403,15 +406,27 @@ fn spawn(
     Ok((name, thread))
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub(crate) async fn wait_for_signal() -> Result<(), Trouble> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |error| Trouble::io("waiting for signals", error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, from when it is made: then neither ends the process by itself any more.
+pub(crate) struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> Result<Self, Trouble> {
+        let listen =
+            |kind| unix::signal(kind).map_err(|error| Trouble::io("listening for signals", error));
+        Ok(Self {
+            terminate: listen(unix::SignalKind::terminate())?,
+            interrupt: listen(unix::SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    /// Waits for either.
+    pub(crate) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

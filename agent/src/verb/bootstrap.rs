@@ -37,7 +37,7 @@ use crate::config::{Config, Source};
 use crate::configuration::Configuration;
 use crate::identity::Identity;
 use crate::locales;
-use crate::node::{Node, wait_for_signal};
+use crate::node::{Node, Signals};
 use crate::peer::{self, Answer};
 use crate::positions::Position;
 use crate::stage::tail::{WalTail, read_control_file};
@@ -110,7 +110,8 @@ fn from_peer(node: &Arc<Node>, target: &Path, options: network::Options) -> Resu
         .map_err(|error| Trouble::io("starting the runtime", error))?;
     let interrupted = Arc::clone(node);
     runtime.spawn(async move {
-        if wait_for_signal().await.is_ok() {
+        if let Ok(mut signals) = Signals::listen() {
+            signals.recv().await;
             interrupted.begin_stop();
         }
     });
