@@ -214,6 +214,7 @@ fn replay(node: &Node, heart: &Heart) -> Result<Ended, Trouble> {
     while let Some(capturing) = &mut capturing
         && !capturing.spool_has_begun(node, &mut store)?
     {
+        heart.beat();
         store.serve_rows()?;
         thread::sleep(SPOOL_WAIT);
     }
