@@ -23,6 +23,9 @@ export RUST_LIB_BACKTRACE=${RUST_LIB_BACKTRACE:-0}
 # The end-to-end tests start the agent; built here, none of them waits for the compiler. With the other
 # programs, as the tests are built with those: libraries would be built a second time with other features.
 cargo build --locked --workspace --bins
+# And by name: a test that asks cargo for it has the libraries built with the features of the agent alone.
+WALFERRY_BIN=$(realpath "${CARGO_TARGET_DIR:-target}")/debug/walferry
+export WALFERRY_BIN
 
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --locked --workspace --run-ignored all "$@"
