@@ -117,6 +117,9 @@ mod tests {
         for is_alive in [true, false] {
             let ((tail, end_tail), (replay, end_replay)) = (stage("tail"), stage("replay"));
             drop(end_tail);
+            while !tail.1.is_finished() {
+                thread::yield_now();
+            }
             let mut end_replay = Some(end_replay);
             let mut signs = 0;
             let lives = |name, _| is_alive && name == "replay";

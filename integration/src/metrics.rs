@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use walfmt::Lsn;
+
+use crate::process::PATIENCE;
 
 /// One scrape: values by name and labels, as the agent wrote them
 /// (`walferry_state{stage="tail",state="streaming"}`).
@@ -102,7 +103,7 @@ impl Metrics {
 /// # Errors
 /// Nobody listens, or the answer is not 200.
 pub fn http_get(port: u16, path: &str) -> Result<String> {
-    let limit = Duration::from_secs(10);
+    let limit = PATIENCE;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, limit)
         .with_context(|| format!("nobody answers on {address}"))?;

@@ -128,6 +128,7 @@ impl Writer {
         let mut promoted = Cluster::at(&self.scratch, "promoted", &backup, self.binaries.clone())?;
         promoted.start()?;
         promoted.sql("select pg_promote()")?;
+        promoted.wait_recovered()?;
         promoted.sql("create table after_promotion as select generate_series(1, 1000) g")?;
         promoted.sql("select pg_switch_wal()")?;
         let promoted = self.end(&mut promoted, "after a promotion", Timeline(2), MEGABYTES)?;

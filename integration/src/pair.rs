@@ -71,10 +71,16 @@ impl Pair {
         let mut leader = Cluster::start_new(scratch, "leader", options)?;
         prepare(&mut leader)?;
         let mut leader_agent = Agent::new(scratch, AgentConfig::leader("leader1", &leader)?)?;
+        // A checkpoint that is under way may remove what the agent begins to read at.
+        leader.sql("checkpoint")?;
         leader_agent.start()?;
         // What it has not read before the backup's checkpoint, the server may remove then.
         let end = leader.sql("select pg_current_wal_flush_lsn()")?.parse().context("an LSN")?;
         leader_agent.wait_for_position("appended", end, PATIENCE)?;
+        if leader.sql("show max_slot_wal_keep_size")? != "-1" {
+            let slots = "select count(*) from pg_replication_slots where restart_lsn is not null";
+            wait_until("the agent has its slot", PATIENCE, || Ok(leader.sql(slots)? != "0"))?;
+        }
         let proxy = Proxy::start(leader_agent.config.replication_port)?;
         let mut config = AgentConfig::follower("follower1", scratch, &leader_agent)?;
         config.source = Source::Peers(vec![proxy.address()]);
@@ -126,7 +132,8 @@ impl Pair {
     pub fn restart_point_beyond(&self, lsn: Lsn) -> Result<()> {
         wait_until("the store has a later restart point", PATIENCE, || {
             self.leader.sql("checkpoint")?;
-            Ok(self.follower.position("restart_point")? > lsn)
+            // It has none for a moment after its start.
+            Ok(self.follower.position("restart_point").is_ok_and(|position| position > lsn))
         })
     }
 
@@ -145,8 +152,8 @@ impl Pair {
     /// One differs or is missing; or none is there.
     pub fn compare_archive(&self) -> Result<usize> {
         let kept = self.leader.kept_segments().context("the server keeps no segments")?;
-        let last = self.leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
-        self.leader.sql("select pg_switch_wal()")?;
+        // The segment that ends with it; where nothing was written since the last switch, the one before.
+        let last = self.leader.sql("select pg_walfile_name(pg_switch_wal())")?;
         self.follower.wait_durable(self.flush_position()?, PATIENCE)?;
         wait_until("the last segment is kept", PATIENCE, || Ok(kept.join(&last).exists()))?;
 

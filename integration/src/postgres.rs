@@ -241,11 +241,12 @@ impl Cluster {
         command.args(["-c", "listen_addresses=127.0.0.1", "-c", "logging_collector=off"]);
         if let Some(directory) = &self.kept_segments {
             // Written under another name first: a file with a segment's name is whole. One that is
-            // there already is fine if it is the same: a server that was killed asks again.
+            // there already is fine if it is the same: a server that was killed asks again, and as the
+            // command that it began may still run, each shell ($$) writes a file of its own.
             let kept = directory.display();
             command.args(["-c", "archive_mode=on", "-c"]).arg(format!(
                 "archive_command=if test -f {kept}/%f; then cmp %p {kept}/%f; \
-                 else cp %p {kept}/%f.part && mv {kept}/%f.part {kept}/%f; fi"
+                 else cp %p {kept}/%f.$$.part && mv {kept}/%f.$$.part {kept}/%f; fi"
             ));
         }
         command.args(&self.arguments);

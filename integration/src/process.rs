@@ -33,6 +33,17 @@ pub fn is_alive(pid: u32) -> bool {
     stat_of(pid).is_some_and(|(state, _)| state != "Z")
 }
 
+/// Whether each thread of a process that was sent SIGSTOP has been stopped by it: none is within a call of the
+/// system any more.
+#[must_use]
+pub fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        state_in(&stat).is_some_and(|(state, _)| state == "T")
+    })
+}
+
 /// The direct children of a process, as `/proc` shows them now.
 #[must_use]
 pub fn children_of(parent: u32) -> Vec<u32> {
@@ -129,7 +140,10 @@ fn pid_of(pid: u32) -> Result<Pid> {
 /// State and parent: fields 3 and 4 of `/proc/PID/stat`. The second field is the program's name in
 /// brackets and may itself hold blanks and brackets.
 fn stat_of(pid: u32) -> Option<(String, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn state_in(stat: &str) -> Option<(String, u32)> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace();
     Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))

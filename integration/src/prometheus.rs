@@ -196,9 +196,9 @@ pub fn promtool(arguments: &[&str], input: &str) -> Result<String> {
     Ok(text.concat())
 }
 
-/// Copies a file of rules with every wait and every window a sixtieth as long: `for: 2m` becomes
-/// `for: 2s`, and `[10m]` becomes `[10s]`. Nothing else is changed; a rule that has another unit
-/// is an error.
+/// Copies a file of rules with every wait a thirtieth as long, and every window a sixtieth: `for: 2m` becomes
+/// `for: 4s`, so that a busy machine can miss a scrape or two, and `[10m]` becomes `[10s]`. Nothing else is
+/// changed; a rule that has another unit is an error.
 ///
 /// # Errors
 /// That; or a file cannot be read or written.
@@ -213,7 +213,7 @@ fn hastened(rules: &str) -> Result<String> {
     for line in rules.lines() {
         let trimmed = line.trim();
         let changed = if let Some(wait) = trimmed.strip_prefix("for: ") {
-            line.replace(wait, &seconds(wait)?)
+            line.replace(wait, &seconds(wait, 2)?)
         } else if trimmed.starts_with('#') {
             line.to_owned()
         } else {
@@ -223,7 +223,7 @@ fn hastened(rules: &str) -> Result<String> {
                 // What stands in brackets and is no number is a section of the configuration.
                 let (window, rest) = part.split_once(']').with_context(|| line.to_owned())?;
                 let is_window = window.starts_with(|c: char| c.is_ascii_digit());
-                let window = if is_window { seconds(window)? } else { window.to_owned() };
+                let window = if is_window { seconds(window, 1)? } else { window.to_owned() };
                 changed.push_str(&format!("[{window}]{rest}"));
             }
             changed
@@ -233,9 +233,11 @@ fn hastened(rules: &str) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-fn seconds(minutes: &str) -> Result<String> {
-    let number = minutes.strip_suffix('m').filter(|number| number.parse::<u32>().is_ok());
-    Ok(format!("{}s", number.with_context(|| format!("{minutes} is not in whole minutes"))?))
+/// So many seconds for each minute.
+fn seconds(minutes: &str, for_each: u32) -> Result<String> {
+    let number = minutes.strip_suffix('m').and_then(|number| number.parse::<u32>().ok());
+    let number = number.with_context(|| format!("{minutes} is not in whole minutes"))?;
+    Ok(format!("{}s", number * for_each))
 }
 
 fn texts(object: &Value) -> BTreeMap<String, String> {
@@ -254,7 +256,8 @@ mod tests {
     #[test]
     fn rules_are_hastened() {
         let rules = "# for: 1h [1h]\nexpr: a[10m] > 10 * b[2m]\nfor: 5m\ntext: 5m of [archive] x\n";
-        let quick = "# for: 1h [1h]\nexpr: a[10s] > 10 * b[2s]\nfor: 5s\ntext: 5m of [archive] x\n";
+        let quick =
+            "# for: 1h [1h]\nexpr: a[10s] > 10 * b[2s]\nfor: 10s\ntext: 5m of [archive] x\n";
         assert_eq!(hastened(rules).expect("minutes"), quick);
         for other in ["for: 30s", "expr: a[1h]"] {
             assert!(hastened(other).is_err(), "{other}");

@@ -41,6 +41,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Plan {
     target: u16,
+    /// How often all connections were cut.
+    cuts: u64,
     delay: Duration,
     /// Downstream bytes to pass on before the connection is cut.
     cut_after: Option<u64>,
@@ -85,7 +87,11 @@ impl Proxy {
 
     /// Cuts every connection now.
     pub fn cut(&self) {
-        let open = std::mem::take(&mut self.shared.plan().open);
+        let open = {
+            let mut plan = self.shared.plan();
+            plan.cuts += 1;
+            std::mem::take(&mut plan.open)
+        };
         for stream in open.values().flatten() {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -157,12 +163,23 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// Starts the two threads that serve a connection; they end with it.
 fn pass_on(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
-    let target = shared.plan().target;
+    let (target, cuts) = {
+        let plan = shared.plan();
+        (plan.target, plan.cuts)
+    };
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, target))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let number = shared.connections.fetch_add(1, Ordering::SeqCst);
-    shared.plan().open.insert(number, [client.try_clone()?, server.try_clone()?]);
+    {
+        let mut plan = shared.plan();
+        if plan.cuts != cuts {
+            // Cut while it was made: both ends close, as if it had been open by then.
+            shared.cuts.fetch_add(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        plan.open.insert(number, [client.try_clone()?, server.try_clone()?]);
+    }
 
     let (mut upstream_from, mut upstream_to) = (client.try_clone()?, server.try_clone()?);
     thread::spawn(move || {

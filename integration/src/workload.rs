@@ -218,23 +218,34 @@ impl Workload {
         Ok(())
     }
 
-    /// Has a vacuum remove rows and pages for certain: in a session of [`Workload::run_round`] it may find
+    /// Has a vacuum remove rows and pages, and an index entries, for certain: in a session of [`Workload::run_round`] it may find
     /// that the other one still sees them.
     fn vacuum_alone(&self, leader: &Cluster) -> Result<()> {
         let rows = 3000 * self.scale;
         leader.sql(&format!(
             "insert into keys select md5(g::text), 1000000 + g from generate_series(1, {rows}) g"
         ))?;
-        let deleted =
-            leader.sql("delete from keys where n > 1000000; select pg_current_xact_id()")?;
         // The load's transactions are short, and some may have begun before.
-        let who_sees_them = format!(
-            "select count(*) from pg_stat_activity where pid <> pg_backend_pid() \
-             and least(backend_xid::text::bigint, backend_xmin::text::bigint) <= {deleted}"
-        );
-        wait_until("nobody sees the deleted rows", PATIENCE, || {
-            Ok(leader.sql(&who_sees_them)? == "0")
-        })?;
+        let until_nobody_sees = |what: &str| {
+            let changed = leader.sql(&format!("{what}; select pg_current_xact_id()"))?;
+            let who_sees_it = format!(
+                "select count(*) from pg_stat_activity where pid <> pg_backend_pid() \
+                 and least(backend_xid::text::bigint, backend_xmin::text::bigint) <= {changed}"
+            );
+            wait_until("nobody sees the rows before", PATIENCE, || {
+                Ok(leader.sql(&who_sees_it)? == "0")
+            })
+        };
+        until_nobody_sees("delete from keys where n > 1000000")?;
+        // Where an index has no more room for versions, those that nobody sees are deleted from it.
+        leader.sql(
+            "create table if not exists versions (id int primary key, n int); \
+             create index if not exists versions_n on versions (n); \
+             insert into versions select g, 0 from generate_series(1, 2000) g on conflict do nothing",
+        )?;
+        for _ in 0..4 {
+            until_nobody_sees("update versions set n = n + 1")?;
+        }
         // The second one finds pages that the first has emptied.
         leader.sql("vacuum keys")?;
         leader.sql("vacuum keys").map(drop)

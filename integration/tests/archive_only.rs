@@ -70,9 +70,11 @@ fn a_node_without_a_store_keeps_the_wal() -> Result<()> {
     follower.bootstrap(&with_wal)?;
     follower.start()?;
     follower.wait_replayed(flushed(&leader)?, PATIENCE)?;
-    leader.sql("select pg_switch_wal()")?;
+    // The segment that ends with it; where nothing was written since the last switch, the one before.
+    let last = leader.sql("select pg_walfile_name(pg_switch_wal())")?;
     keeper.wait_for_position("durable", flushed(&leader)?, PATIENCE)?;
     let kept = leader.kept_segments().context("segments are kept")?.to_owned();
+    wait_until("the last segment is kept", PATIENCE, || Ok(kept.join(&last).exists()))?;
     let mut compared = 0;
     let archived = archived_segments(&keeper)?;
     for (name, path) in &archived {

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,8 +39,20 @@ fn many_segments() -> ClusterOptions {
 
 /// Waits until a stage is in a state, and gives its words and hint.
 fn wait_for(agent: &Agent, stage: &str, state: &str, words: &str) -> Result<()> {
+    wait_while(agent, stage, state, words, || Ok(()))
+}
+
+/// As [`wait_for`], and does something before each look.
+fn wait_while(
+    agent: &Agent,
+    stage: &str,
+    state: &str,
+    words: &str,
+    mut meanwhile: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let begun = Instant::now();
     loop {
+        meanwhile()?;
         let status = agent.status()?;
         let stages = status["stages"].as_array().context("stages")?;
         let found = stages.iter().find(|found| found["stage"] == stage).context("the stage")?;
@@ -143,16 +156,24 @@ fn another_major_is_refused() -> Result<()> {
 
     // Its own leader still writes now and then: what must not change is looked at without any.
     pair.proxy.retarget(free_port()?);
-    wait_until("the follower has no leader", PATIENCE, || {
-        Ok(pair.follower.state_of("receive")? == "retrying")
-    })?;
+    // Each try is counted when it begins, and then waits until all that came before is written: when a
+    // second one begins, nothing of the old connection is still to come.
+    let reconnects =
+        || -> Result<f64> { pair.follower.metrics()?.expect("walferry_reconnects_total") };
+    let begun = reconnects()?;
+    wait_until("the follower has no leader", PATIENCE, || Ok(reconnects()? >= begun + 2.0))?;
     let end = pair.follower.position("received")?;
     let before = fingerprint(pair.follower.archive_directory())?;
     let system = pair.leader.sql("select system_identifier from pg_control_system()")?.parse()?;
-    let (port, served) = leader_of_major(16, system)?;
+    let over = Arc::new(AtomicBool::new(false));
+    let (port, served) = leader_of_major(16, system, &over)?;
     pair.proxy.retarget(port);
     wait_for(&pair.follower, "receive", "retrying", "follower is of PostgreSQL 15, leader of 16")?;
-    served.join().expect("the fake leader's thread")?;
+    over.store(true, Ordering::SeqCst);
+    // Wakes it, if the follower has not.
+    let _ = TcpStream::connect(("127.0.0.1", port));
+    let refused = served.join().expect("the fake leader's thread")?;
+    ensure!(refused > 0, "the fake leader has refused nobody");
     ensure!(before == fingerprint(pair.follower.archive_directory())?, "the archive has changed");
     ensure!(pair.follower.position("received")? == end);
 
@@ -162,14 +183,17 @@ fn another_major_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A leader of that major, which takes one connection.
+/// A leader of that major, which refuses whoever connects, until it is `over` and somebody connects once
+/// more; gives how many it has refused.
 fn leader_of_major(
     major: u16,
     system_identifier: u64,
-) -> Result<(u16, thread::JoinHandle<Result<()>>)> {
+    over: &Arc<AtomicBool>,
+) -> Result<(u16, thread::JoinHandle<Result<usize>>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
-    let served = thread::spawn(move || {
+    let over = Arc::clone(over);
+    let served = thread::spawn(move || -> Result<usize> {
         let wall = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
         let now = Now { monotonic: Instant::now(), wall: Stamp(wall) };
         let identity = Identity {
@@ -183,20 +207,25 @@ fn leader_of_major(
         };
         let positions = LeaderPositions::default();
         let config = SenderConfig { identity, positions, limits: Limits::default() };
-        let mut sender = Sender::new(config, now);
-        let (mut stream, _) = listener.accept()?;
-        let mut buffer = [0; 4096];
-        while !sender.is_closed() {
-            let read = stream.read(&mut buffer)?;
-            ensure!(read > 0, "nothing was asked");
-            sender.handle_bytes(now, &buffer[..read])?;
+        let mut refused = 0;
+        loop {
+            let (mut stream, _) = listener.accept()?;
+            if over.load(Ordering::SeqCst) {
+                return Ok(refused);
+            }
+            let mut sender = Sender::new(config.clone(), now);
+            let mut buffer = [0; 4096];
+            while !sender.is_closed() {
+                // Whoever goes away again has asked nothing, or comes again.
+                let Ok(read @ 1..) = stream.read(&mut buffer) else { break };
+                sender.handle_bytes(now, &buffer[..read])?;
+            }
+            while let Some(bytes) = sender.poll_transmit() {
+                let _ = stream.write_all(&bytes);
+            }
+            let events = std::iter::from_fn(|| sender.poll_event());
+            refused += events.filter(|event| matches!(event, SenderEvent::Refused(_))).count();
         }
-        while let Some(bytes) = sender.poll_transmit() {
-            stream.write_all(&bytes)?;
-        }
-        let refused = std::iter::from_fn(|| sender.poll_event());
-        ensure!(refused.into_iter().any(|event| matches!(event, SenderEvent::Refused(_))));
-        Ok(())
     });
     Ok((port, served))
 }
@@ -274,7 +303,7 @@ fn a_flipped_bit_in_an_archive_file_is_found() -> Result<()> {
 
     // Whoever asks for that segment is told, and gets no file.
     let mut spoiled = whole.clone();
-    spoiled[whole.len() / 2] ^= 0x10;
+    spoiled[bit / 8] ^= 1 << (bit % 8);
     fs::write(&path, &spoiled)?;
     let target = scratch.path().join("fetched");
     let outcome = pair.follower.verb("fetch", &[&name, &target.display().to_string()])?;
@@ -348,6 +377,8 @@ fn a_full_disk_is_waited_for() -> Result<()> {
     reserve(&mut config);
     let mut leader_agent = Agent::new(&scratch, config)?;
     leader_agent.start()?;
+    // A backup waits for that only for some seconds.
+    wait_for(&leader_agent, "tail", "streaming", "")?;
     let mut config = AgentConfig::follower("follower1", &scratch, &leader_agent)?;
     reserve(&mut config);
     let store = stores_disk.0.join("store");
@@ -370,11 +401,19 @@ fn a_full_disk_is_waited_for() -> Result<()> {
         (&followers_disk, &follower, "receive"),
         (&stores_disk, &follower, "replay"),
     ] {
+        // Nothing is being written back when it is measured.
+        let reached = flushed()?;
+        wait_until("the store has a restart point behind that", PATIENCE, || {
+            leader.sql("checkpoint")?;
+            Ok(follower.position("restart_point").is_ok_and(|position| position > reached))
+        })?;
         let tight = used(disk)?;
         disk.grow(tight)?;
         bulk(&leader, 12)?;
-        leader.sql("checkpoint")?;
-        wait_for(agent, stage, "retrying", "No space left on device")?;
+        // Pages go to the store for a restart point, and not each checkpoint becomes one.
+        wait_while(agent, stage, "retrying", "No space left on device", || {
+            leader.sql("checkpoint").map(drop)
+        })?;
         // The server does not mind.
         bulk(&leader, 1)?;
         disk.grow(400)?;

@@ -2,6 +2,7 @@
 //! leaves.
 
 use std::fs::{self, OpenOptions};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -15,6 +16,7 @@ use integration::process::wait_for_exit;
 use integration::proxy::Proxy;
 use integration::{Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch, Seed};
 use rand::RngExt;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Pid, Signal, kill_process};
 use walfmt::Lsn;
 
@@ -58,7 +60,7 @@ impl Setting {
         leader.sql("create table near tablespace in_place as select generate_series(1, 500) n")?;
         leader.sql("create table still as select generate_series(1, 20000) n")?;
         let mut leader_agent = Agent::new(&scratch, AgentConfig::leader("leader1", &leader)?)?;
-        leader_agent.start()?;
+        start(&mut leader_agent)?;
         let proxy = Proxy::start(leader_agent.config.replication_port)?;
         Ok(Self { scratch, leader, leader_agent, proxy })
     }
@@ -87,9 +89,10 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
 
         // As slowly as the server can be told to, so that it can be looked at meanwhile.
         let begun = Instant::now();
+        // From its beginning: it must not end before it was looked at.
+        setting.proxy.set_delay(HELD_UP);
         let mut child = spawn(&follower, &["--fast-checkpoint", "--max-rate", "2048"])?;
         let held = wait_for_slot(&setting.leader)?;
-        setting.proxy.set_delay(HELD_UP);
         for _ in 0..3 {
             setting.leader.sql("select pg_switch_wal()")?;
             setting.leader.sql("checkpoint")?; // removes WAL that nobody holds
@@ -157,7 +160,7 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
         ensure!(conninfo.contains("weak"), "{conninfo}");
     }
     let mut agent = Agent::new(&scratch, config)?;
-    agent.start()?;
+    start(&mut agent)?;
     let asking = Agent::new(&scratch, AgentConfig::follower("asking", &scratch, &agent)?)?;
     let refused = asking.verb("bootstrap", FAST)?;
     println!("{}", refused.stderr.trim());
@@ -185,7 +188,7 @@ fn a_follower_is_made_over_the_network() -> Result<()> {
             ));
         }
         let mut agent = Agent::new(&scratch, config)?;
-        agent.start()?;
+        start(&mut agent)?;
         let name = format!("by-{method}");
         let follower = Agent::new(&scratch, AgentConfig::follower(&name, &scratch, &agent)?)?;
         let done = follower.verb("bootstrap", FAST)?;
@@ -202,7 +205,8 @@ fn a_backup_waits_for_the_archive() -> Result<()> {
     let Setting { scratch, mut leader, mut leader_agent, proxy: _proxy } = Setting::new(&[])?;
     leader_agent.stop()?;
     let in_the_way = leader_agent.archive_directory().to_owned();
-    fs::rename(&in_the_way, in_the_way.with_extension("away"))?;
+    let away = in_the_way.with_extension("away");
+    fs::rename(&in_the_way, &away)?;
     fs::write(&in_the_way, "not a directory")?;
     leader_agent.start()?;
     let node = |name| Agent::new(&scratch, AgentConfig::follower(name, &scratch, &leader_agent)?);
@@ -216,11 +220,14 @@ fn a_backup_waits_for_the_archive() -> Result<()> {
     assert!(checked.stdout.contains("does not know yet whose WAL it has"), "{checked:?}");
 
     let patient = node("patient")?;
+    // The leader's agent says so before it looks for its archive, and waits for that for some seconds.
+    let asked = || logged(&leader_agent, &["base backup begins"]);
+    let before = asked()?;
     let mut child = spawn(&patient, FAST)?;
-    thread::sleep(Duration::from_secs(1));
+    wait_until(|| asked().is_ok_and(|times| times > before), "somebody who asks for a backup")?;
     assert!(child.try_wait()?.is_none(), "it waits");
-    fs::remove_file(&in_the_way)?;
-    fs::rename(in_the_way.with_extension("away"), &in_the_way)?;
+    // In one step: where nothing is, the agent, which tries each second, would make a directory.
+    renameat_with(CWD, &in_the_way, CWD, &away, RenameFlags::EXCHANGE)?;
     let (exit, words) = outcome(&mut child)?;
     assert_eq!(exit, Some(0), "{words}");
     leader_agent.stop()?;
@@ -296,8 +303,9 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
     whole_run()?;
     let mut whole = whole_run()?;
 
-    // A word to it, and it cleans up itself.
-    let mut child = spawn(&follower, &["--fast-checkpoint", "--max-rate", "2048"])?;
+    // A word to it, and it cleans up itself. It is too slow to end before.
+    wait_for_places(&setting)?;
+    let mut child = spawn(&follower, &["--fast-checkpoint", "--max-rate", "32"])?;
     wait_until(|| part_of(store).join("base").exists(), "a part of the store")?;
     setting.proxy.set_delay(HELD_UP);
     let second = follower.verb("bootstrap", FAST)?;
@@ -310,6 +318,7 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
 
     let (mut killed, mut in_flight) = (0, 0);
     while killed < KILLS {
+        wait_for_places(&setting)?;
         let mut child = spawn(&follower, FAST)?;
         let delay = whole.mul_f64(random.random_range(0.05..0.95));
         thread::sleep(delay);
@@ -352,6 +361,35 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
     let promoted = follower.promote("promoted", &["--leader-is-dead"])?;
     assert_eq!(Setting::sums(&promoted)?, expected);
     Ok(())
+}
+
+/// Starts an agent, and waits until it can give a backup.
+fn start(agent: &mut Agent) -> Result<()> {
+    agent.start()?;
+    let is_open = || agent.state_of("tail").is_ok_and(|state| state == "streaming");
+    wait_until(is_open, "an open archive")
+}
+
+/// How many lines of an agent's log have one of these words.
+fn logged(agent: &Agent, words: &[&str]) -> Result<u64> {
+    let log = fs::read_to_string(agent.log_path())?;
+    let has_one = |line: &&str| words.iter().any(|words| line.contains(words));
+    Ok(log.lines().filter(has_one).count() as u64)
+}
+
+/// Waits until the leader's agent has ended all connections that were passed on. It gives two backups at
+/// once, and refuses a third: the place of a bootstrap that was killed is free only then.
+fn wait_for_places(setting: &Setting) -> Result<()> {
+    // Connections are passed on one after the other: when this one has been, so have all before it, also
+    // those of a bootstrap that was killed before their turn came.
+    let mut last = TcpStream::connect(setting.proxy.address())?;
+    last.set_read_timeout(Some(PATIENCE))?;
+    last.shutdown(Shutdown::Write)?;
+    std::io::copy(&mut last, &mut std::io::sink())?;
+    let begun = setting.proxy.connections();
+    let ends = ["connection ended: ", "connection lost: ", "no connection: "];
+    let all_ended = || logged(&setting.leader_agent, &ends).is_ok_and(|ended| ended >= begun);
+    wait_until(all_ended, "the end of all connections")
 }
 
 fn spawn(agent: &Agent, arguments: &[&str]) -> Result<Child> {

@@ -14,8 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::agent::{Source, StoreConfig};
 use integration::authority::{authority, with_tls};
 use integration::process::wait_until;
+use integration::standby::control_file;
 use integration::{
-    Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch, StopMode, free_port,
+    Agent, AgentConfig, BackupWal, Cluster, ClusterOptions, PATIENCE, Scratch, StopMode, free_port,
 };
 use serde_json::Value;
 use walferry_wire::{
@@ -135,6 +136,12 @@ fn follower_of(peer: &str, store: &Path) -> Result<AgentConfig> {
     })
 }
 
+/// Starts an agent, and waits until it knows its WAL: a check of who has it for a peer gives it seconds.
+fn start(agent: &mut Agent) -> Result<()> {
+    agent.start()?;
+    wait_until("the tail runs", PATIENCE, || Ok(agent.state_of("tail")? == "streaming"))
+}
+
 #[test]
 fn each_finding_where_it_is_and_only_there() -> Result<()> {
     let scratch = Scratch::new()?;
@@ -161,7 +168,7 @@ fn each_finding_where_it_is_and_only_there() -> Result<()> {
     assert_eq!(exit, Some(0), "warnings are no failure");
     assert_eq!(bench.check(&agent, &["--strict"])?.1, Some(1), "unless that is asked for");
 
-    agent.start()?;
+    start(&mut agent)?;
     let (found, exit) = bench.check(&agent, &[])?;
     compare(&found, &empty, &[shared])?;
     assert_eq!(exit, Some(0));
@@ -176,7 +183,7 @@ fn each_finding_where_it_is_and_only_there() -> Result<()> {
     other_server(&mut bench, &config, &base)?;
     machine(&mut bench, &leader, &config, &base)?;
     certificates(&mut bench, &config, &base)?;
-    agent.start()?;
+    start(&mut agent)?;
     followers(&mut bench, &leader, &agent)?;
     all_were_seen(&bench)
 }
@@ -227,7 +234,7 @@ fn leaders(bench: &mut Bench, leader: &Cluster, config: &AgentConfig, base: &Fou
     if rustix::process::geteuid().is_root() {
         let open = bench.scratch.directory("open")?;
         let copy = open.join("data");
-        ensure!(Command::new("cp").arg("-r").arg(&data).arg(&copy).status()?.success());
+        leader.base_backup(&copy, BackupWal::Stream)?;
         ensure!(Command::new("chmod").args(["-R", "a+rX"]).arg(&open).status()?.success());
         let path = bench.scratch.path().to_owned();
         let mode = fs::metadata(&path)?.permissions();
@@ -419,20 +426,10 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
     let empty = bench.scratch.directory("empty")?;
     bench.expect(&follower_of(&peer, &empty)?, &there, &[("store.unusable", "pg_control")])?;
     let open = bench.scratch.directory("open-store")?;
-    ensure!(
-        bench
-            .scratch
-            .account()
-            .command("cp")
-            .arg("-r")
-            .arg(leader.data_directory().join("global"))
-            .arg(&open)
-            .status()?
-            .success()
-    );
+    bench.scratch.directory("open-store/global")?;
+    let mut control = control_file(leader.data_directory())?;
+    bench.scratch.file("open-store/global/pg_control", control.to_bytes())?;
     // As a store has it; what belongs to a server is that server's matter.
-    let path = open.join("global/pg_control");
-    let mut control = ControlFile::from_bytes(&fs::read(&path)?)?;
     let unusable = ("store.unusable", "mode 0755");
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755))?;
     bench.expect(&follower_of(&peer, &open)?, &there, &[unusable])?;
@@ -471,11 +468,18 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
 
     // A leader whose clock is an hour ahead.
     let (fake, served) = leader_ahead(3_600)?;
-    bench.expect(
-        &follower_of(&fake, &missing)?,
-        &base,
-        &[("clock.peer", "3600.0 s ahead of this machine's")],
-    )?;
+    let fresh = bench.agent(follower_of(&fake, &missing)?)?;
+    let begun = Instant::now();
+    let (found, exit) = bench.check(&fresh, &[])?;
+    let elapsed = begun.elapsed().as_secs_f64();
+    let words = " s ahead of this machine's";
+    compare(&found, &base, &[("clock.peer", words)])?;
+    ensure!(exit == Some(i32::from(bench.seen_as_failed(&found))), "exit {exit:?} with {found:?}");
+    // It looks at its own clock after the leader has; one decimal is told.
+    let told = &found["clock.peer"].0;
+    let ahead = told.split_once(words).and_then(|(text, _)| text.rsplit(' ').next());
+    let ahead: f64 = ahead.context("a number")?.parse()?;
+    ensure!((3_600.0 - elapsed - 0.05..=3_600.05).contains(&ahead), "{ahead} after {elapsed} s");
     served.join().expect("the fake leader's thread")?;
     let (fake, served) = leader_ahead(0)?;
     bench.expect(&follower_of(&fake, &missing)?, &base, &[])?;
@@ -489,7 +493,7 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
     let roles: toml::Table = format!("{next} = [\"follower\"]").parse()?;
     strict.more.push(("tls".into(), "roles".into(), roles.into()));
     let mut strict = Agent::new(&bench.scratch, strict)?;
-    strict.start()?;
+    start(&mut strict)?;
     let peer = format!("127.0.0.1:{}", strict.config.replication_port);
     let config = follower_of(&peer, &missing)?;
     let plain = bench.agent(config.clone())?;
@@ -521,7 +525,7 @@ fn followers(bench: &mut Bench, leader: &Cluster, agent: &Agent) -> Result<()> {
             assert_eq!(exit, Some(1));
             break;
         }
-        ensure!(begun.elapsed().as_secs() < 20, "{found:?}");
+        ensure!(begun.elapsed() < PATIENCE, "{found:?}");
     }
     lost.kill()
 }
@@ -549,7 +553,7 @@ fn locale(
             assert_eq!(exit, Some(1));
             break found;
         }
-        ensure!(begun.elapsed().as_secs() < 20, "{found:?}\n{}", agent.log_tail(20));
+        ensure!(begun.elapsed() < PATIENCE, "{found:?}\n{}", agent.log_tail(20));
     };
     compare(&found, base, &[("store.locale", "has not: xx_XX.UTF-8")])?;
     // A machine that has it, by one of its other names; one that does not tell; a node that will
@@ -581,7 +585,7 @@ fn locale(
     leader.sql(sessions)?;
     let begun = Instant::now();
     while bench.check(&fresh, &[])?.0.contains_key("store.locale") {
-        ensure!(begun.elapsed().as_secs() < 20, "{}", agent.log_tail(20));
+        ensure!(begun.elapsed() < PATIENCE, "{}", agent.log_tail(20));
     }
     Ok(())
 }

@@ -20,8 +20,6 @@ use integration::{
 use serde_json::Value;
 use walfmt::Lsn;
 
-/// From a cause to its alert: what the agent takes to notice, and waits that were made short. Lag
-/// must have grown to 30 s first.
 /// For `$__rate_interval`: scrapes are a second apart.
 const RATE_INTERVAL: &str = "10s";
 
@@ -251,6 +249,17 @@ impl Watched {
         Ok(most)
     }
 
+    /// Waits until the number that a panel shows is such a one. A scrape that was missed shows none.
+    fn shows(&self, panel: &str, is_it: impl Fn(f64) -> bool) -> Result<f64> {
+        let mut shown = f64::NAN;
+        let came = wait_until(&format!("panel {panel:?} shows it"), PATIENCE, || {
+            shown = self.number(panel).unwrap_or(f64::NAN);
+            Ok(is_it(shown))
+        });
+        came.with_context(|| shown.to_string())?;
+        Ok(shown)
+    }
+
     /// What was mended is no alert any more.
     fn is_quiet(&self, names: &[&str]) -> Result<()> {
         wait_until(&format!("{names:?} are over"), PATIENCE, || {
@@ -335,18 +344,32 @@ fn every_panel_shows(watched: &Watched, ports: &[u16]) -> Result<()> {
     let Watched { prometheus, pair, .. } = watched;
     // Load, checkpoints for restart points, and a line that breaks, so that something fails.
     let load = pair.leader.pgbench(&["-c", "2", "-R", "100", "-T", "600"])?;
-    for round in 0..10 {
-        if round % 2 == 1 {
+    let stir = |breaks: bool| -> Result<()> {
+        if breaks {
             pair.proxy.cut();
         }
         pair.leader.sql("checkpoint")?;
         thread::sleep(Duration::from_secs(1));
+        Ok(())
+    };
+    for round in 0..10 {
+        stir(round % 2 == 1)?;
     }
     let dashboard = dashboard()?;
     let variables = variables(&dashboard, prometheus)?;
     let queries = queries(&dashboard)?;
+    // What is shown is of the last seconds, and a scrape may be missed.
+    let comes = |query: &Query| -> Result<Vec<Series>> {
+        let begun = Instant::now();
+        loop {
+            match shown(prometheus, query, &variables) {
+                Err(_) if begun.elapsed() < PATIENCE => stir(true)?,
+                series => return series,
+            }
+        }
+    };
     for query in &queries {
-        let series = shown(prometheus, query, &variables)?;
+        let series = comes(query)?;
         let most = series.iter().map(|series| series.value).fold(f64::NEG_INFINITY, f64::max);
         println!("{}: {} series, at most {most}", query.panel, series.len());
     }
@@ -354,7 +377,7 @@ fn every_panel_shows(watched: &Watched, ports: &[u16]) -> Result<()> {
 
     // Who follows whom is there by name.
     let followers = queries.iter().find(|query| query.panel == "Who follows whom");
-    let followers = shown(prometheus, followers.context("the panel")?, &variables)?;
+    let followers = comes(followers.context("the panel")?)?;
     let names =
         |series: &Series| (series.label("node").to_owned(), series.label("follower").to_owned());
     let names: Vec<_> = followers.iter().map(names).collect();
@@ -372,9 +395,12 @@ fn every_panel_shows(watched: &Watched, ports: &[u16]) -> Result<()> {
     ] {
         let expression = lag.expression.replace(before, after);
         let spoiled = Query { expression, ..lag.clone() };
-        let error = shown(prometheus, &spoiled, &variables).expect_err("a spoiled query passes");
-        println!("control: {error:#}");
-        ensure!(format!("{error:#}").contains(words), "{words}: {error:#}");
+        wait_until(&format!("control: {words}"), PATIENCE, || {
+            let error =
+                shown(prometheus, &spoiled, &variables).expect_err("a spoiled query passes");
+            println!("control: {error:#}");
+            Ok(format!("{error:#}").contains(words))
+        })?;
     }
 
     for port in ports {
@@ -407,10 +433,9 @@ fn alerts_come_and_go(watched: &mut Watched) -> Result<()> {
         pair.proxy.set_delay(Duration::from_secs(1));
         fill(pair, 1)
     })?;
-    let between = watched.number("WAL between hops")?;
+    let between = watched.shows("WAL between hops", |bytes| bytes > 100_000.0)?;
     println!("at most {between} bytes between hops");
-    ensure!(between > 100_000.0, "the panel does not show where the WAL is: {between}");
-    ensure!(watched.number("Longest lag")? > 30.0);
+    watched.shows("Longest lag", |seconds| seconds > 30.0)?;
     load.stop()?;
     watched.pair.proxy.set_delay(Duration::ZERO);
     watched.pair.proxy.cut();
@@ -424,8 +449,8 @@ fn alerts_come_and_go(watched: &mut Watched) -> Result<()> {
         .fires(down, &[("instance", &instance)], &[disconnected], |pair| pair.follower.kill())?;
     wait_until("the leader misses it", PATIENCE, || Ok(watched.firing()?.contains(disconnected)))?;
     watched.fired.insert(disconnected.to_owned());
-    ensure!(watched.number("Agents that do not answer")? == 1.0);
-    ensure!(watched.number("Followers away")? == 1.0);
+    watched.shows("Agents that do not answer", |count| count == 1.0)?;
+    watched.shows("Followers away", |count| count == 1.0)?;
     watched.pair.follower.start()?;
     watched.is_quiet(&[down, disconnected])?;
 
@@ -435,7 +460,7 @@ fn alerts_come_and_go(watched: &mut Watched) -> Result<()> {
         pair.proxy.retarget(free_port()?);
         Ok(())
     })?;
-    ensure!(watched.number("Stages in trouble")? == 1.0);
+    watched.shows("Stages in trouble", |count| count == 1.0)?;
     let port = watched.pair.leader_agent.config.replication_port;
     watched.pair.proxy.retarget(port);
     watched.is_quiet(&[unreachable, disconnected])?;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -137,6 +138,9 @@ fn databases_that_are_made_are_told() -> Result<()> {
     for (name, strategy) in [("logged", "wal_log"), ("copied", "file_copy")] {
         let sql = format!("create type {name} as enum ('of {name}')");
         pair.leader.endpoint().sql_in("template1", &sql)?;
+        // A server copies no database that somebody is still about to leave.
+        let others = "select count(*) from pg_stat_activity where datname = 'template1'";
+        wait_until("nobody is there", PATIENCE, || Ok(pair.leader.sql(others)? == "0"))?;
         pair.leader.sql(&format!("create database {name} strategy {strategy}"))?;
         let sql = format!("create table t (v {name}); insert into t values ('of {name}')");
         pair.leader.endpoint().sql_in(name, &sql)?;
@@ -197,7 +201,12 @@ fn rows_begin_without_a_hole() -> Result<()> {
                     }
                     Ok(v)
                 }));
-                Ok(())
+                // Rows begin when there are some: those are not told.
+                wait_until("the first transaction is committed", PATIENCE, || {
+                    let has_ended = writer.as_ref().is_none_or(ScopedJoinHandle::is_finished);
+                    ensure!(!has_ended, "the writer has ended");
+                    Ok(commits.load(Ordering::SeqCst) > 0)
+                })
             });
             let told = started.and_then(|pair| {
                 wait_until("rows are captured", PATIENCE, || {
@@ -257,6 +266,8 @@ fn a_reader_ends_where_it_is_told() -> Result<()> {
     let position = |leader: &Cluster| -> Result<Lsn> {
         Ok(leader.sql("select pg_current_wal_insert_lsn()")?.parse()?)
     };
+    // The first brings images of catalog pages.
+    pair.leader.sql("insert into t values (-1, repeat('x', 1000))")?;
     let until = position(&pair.leader)?.advance(1000 * ROWS as u64 / 2);
     let (text, ends) = std::thread::scope(|scope| -> Result<_> {
         let follower = &pair.follower;

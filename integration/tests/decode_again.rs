@@ -23,9 +23,10 @@ const STOPS: u64 = 20;
 /// What is told of a value that an update left alone and that is nowhere.
 const NOWHERE: &str = r#""long":{"unchanged":true}"#;
 
-/// Between update and deletion, so that whoever takes rows comes by the update before replay brings images
-/// of the pages on which the values were.
-const FILLER: &str = "insert into filler select generate_series(1, 300000)";
+/// Between update and deletion, more than the queue of rows has room for (64 MB): so that whoever takes rows
+/// comes by the update before replay brings images of the pages on which the values were.
+const FILLER: &str =
+    "insert into filler select g, repeat('x', 1000) from generate_series(1, 90000) g";
 
 /// Where replay begins again.
 fn redo(pair: &Pair) -> Result<Lsn> {
@@ -93,7 +94,7 @@ fn rows_begin_anew_where_values_may_be_gone() -> Result<()> {
     let mut options = ClusterOptions::default();
     options.settings.extend(["autovacuum = off", "checkpoint_timeout = 1h"].map(str::to_owned));
     let mut pair = Pair::start_configured(&scratch, &options, &more, |leader| {
-        leader.sql("create table filler (id int)").map(drop)
+        leader.sql("create table filler (id int, padding text)").map(drop)
     })?;
 
     let (exit, told, words) = round(&mut pair, "gone", false)?;

@@ -325,6 +325,7 @@ impl Stand {
         follower.stop()?;
         let control = fs::read(store.join("global/pg_control"))?;
         let redo = ControlFile::from_bytes(&control)?.check_point_copy.redo;
+        let newest = spool::files(&self.spool)?.pop().context("a file")?;
         let chunks = spool::chunks(&newest)?;
         let before = chunks.iter().rposition(|chunk| chunk.end < redo).context("a chunk before")?;
         let before = chunks[before];

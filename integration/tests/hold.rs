@@ -52,6 +52,9 @@ fn write(pair: &Pair, megabytes: u64) -> Result<u64> {
              update pgbench_accounts set abalance = abalance + 1 where aid % 1000 = 7",
         )?;
         if number % 2 == 0 {
+            // What the server has yet to archive, it keeps on its own account.
+            let ready = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+            wait_until("all is archived", PATIENCE, || Ok(pair.leader.sql(ready)? == "0"))?;
             pair.leader.sql("checkpoint")?;
         }
         most = most.max(wal_bytes(pair)?);
@@ -108,7 +111,8 @@ fn with_a_slot() -> Result<()> {
     let behind = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint \
                   from pg_replication_slots";
     wait_until("the slot has moved", PATIENCE, || {
-        Ok(pair.leader.sql(behind)?.parse::<u64>()? < 3 * MB)
+        // One that was lost is made anew, and has no position for a moment.
+        Ok(pair.leader.sql(behind)?.parse::<u64>().is_ok_and(|behind| behind < 3 * MB))
     })?;
 
     pair.leader_agent.kill()?;
@@ -325,23 +329,34 @@ fn retention() -> Result<()> {
     })?;
     pair.catch_up(PATIENCE)?;
 
-    // A follower that is connected and takes nothing: the wish waits for it.
-    send_signal(follower, Signal::STOP)?;
-    bulk(&pair)?;
-    // Until the time to connect has passed, and not for longer: a follower that says nothing is given
-    // up 10 s later, and is waited for as long again.
-    thread::sleep(Duration::from_secs(31).saturating_sub(started.elapsed()));
-    let held = file_bytes(&pair.leader_agent)?;
+    // A follower that is connected and takes nothing: the wish waits for it, until the time to connect
+    // has passed. One that says nothing is given up 10 s later, and is waited for as long again.
     let removed = |agent: &Agent| agent.metrics()?.expect("walferry_removed_segments_total");
-    println!("held for a follower: {held} bytes, removed {}", removed(&pair.leader_agent)?);
-    ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
-    ensure!(held < 24 * MB, "{held} bytes: the hard limit must not be reached yet");
-    send_signal(follower, Signal::CONT)?;
-    pair.catch_up(PATIENCE)?;
-    wait_until("nobody needs it, so it goes", PATIENCE, || {
-        Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
-    })
-    .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
+    let goes = || {
+        wait_until("nobody needs it, so it goes", PATIENCE, || {
+            Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
+        })
+        .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))
+    };
+    loop {
+        let stopped = Instant::now();
+        send_signal(follower, Signal::STOP)?;
+        bulk(&pair)?;
+        thread::sleep(Duration::from_secs(31).saturating_sub(started.elapsed()));
+        let held = file_bytes(&pair.leader_agent)?;
+        let removed = removed(&pair.leader_agent)?;
+        let took = stopped.elapsed();
+        send_signal(follower, Signal::CONT)?;
+        pair.catch_up(PATIENCE)?;
+        goes()?;
+        println!("held for a follower, after {took:?}: {held} bytes, removed {removed}");
+        // On a machine so slow that it was about to be given up, this tells nothing.
+        if took < HELD_FOR {
+            ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
+            ensure!(held < 24 * MB, "{held} bytes: the hard limit must not be reached yet");
+            break;
+        }
+    }
     println!(
         "caught up: {} bytes left, {} segments removed",
         file_bytes(&pair.leader_agent)?,
@@ -349,36 +364,59 @@ fn retention() -> Result<()> {
     );
 
     // Past the hard limit it is removed all the same, and the follower is told.
-    send_signal(follower, Signal::STOP)?;
-    let begun: Lsn = pair.flush_position()?;
-    while pair.flush_position()?.bytes_since(begun) < 120 * MB {
-        bulk(&pair)?;
-        let held = file_bytes(&pair.leader_agent)?;
-        ensure!(held < 40 * MB, "{held} bytes");
+    let limited = || {
+        wait_until("the limit is kept", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 26 * MB))
+    };
+    let is_told = || -> Result<bool> {
+        let log = fs::read_to_string(pair.leader_agent.log_path())?;
+        Ok(log.contains("although a reader needs it"))
+    };
+    loop {
+        let stopped = Instant::now();
+        send_signal(follower, Signal::STOP)?;
+        while !is_told()? && stopped.elapsed() < HELD_FOR {
+            bulk(&pair)?;
+            limited()?;
+        }
+        if is_told()? {
+            break;
+        }
+        // So slow a machine that it was about to be given up: then nothing of the kind is said.
+        send_signal(follower, Signal::CONT)?;
+        pair.catch_up(PATIENCE)?;
+        goes()?;
     }
-    wait_until("the limit is kept", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 26 * MB))?;
+    let begun: Lsn = pair.flush_position()?;
+    while pair.flush_position()?.bytes_since(begun) < 100 * MB {
+        bulk(&pair)?;
+        limited()?;
+    }
     send_signal(follower, Signal::CONT)?;
     wait_until("the follower is told", PATIENCE, || {
         Ok(pair.follower.state_of("receive").is_ok_and(|state| state == "needs_bootstrap"))
     })
     .with_context(|| pair.follower.log_tail(20))?;
     println!("{}", pair.follower.run_verb("status", &[])?);
-    let log = fs::read_to_string(pair.leader_agent.log_path())?;
-    ensure!(log.contains("although a reader needs it"), "the leader says nothing");
-
     // It asks again and again, and nothing is kept for what it cannot have.
     bulk(&pair)?;
     wait_until("nothing is kept for it", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 8 * MB))
         .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
-    ensure!(pair.follower.state_of("receive")? == "needs_bootstrap", "it was refused");
-    Ok(())
+    // It may be asking just now.
+    wait_until("it is refused again", PATIENCE, || {
+        Ok(pair.follower.state_of("receive")? == "needs_bootstrap")
+    })
 }
+
+/// For how long a follower of `retention` that says nothing is held for certain: 30 s from when it is given
+/// up, 10 s after its last word.
+const HELD_FOR: Duration = Duration::from_secs(30);
 
 /// An archive that keeps next to nothing but what somebody needs. For as long as followers are expected
 /// to come it keeps everything, and a follower that hangs is needed for so long, and 10 s more.
 const TIGHT: [(&str, &str, &str); 2] =
     [("archive", "keep_bytes", "1MB"), ("archive", "expect_followers", "10s")];
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(20);
+/// At the earliest; its last word may have been some time ago.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// Writes WAL that is hard to compress, so that the archive's files grow.
 fn fill(leader: &Cluster, megabytes: u32) -> Result<()> {

@@ -189,7 +189,7 @@ fn pg_ctl_start(scratch: &Scratch, directory: &Path, log: &Path) -> Result<Comma
     let options =
         format!("-p {} -k {} -c listen_addresses=127.0.0.1", free_port()?, sockets.display());
     let mut command = scratch.account().command(Binaries::find()?.program("pg_ctl"));
-    command.arg("-D").arg(directory).arg("-l").arg(log).args(["-w", "-t", "20", "-o", &options]);
+    command.arg("-D").arg(directory).arg("-l").arg(log).args(["-w", "-t", "180", "-o", &options]);
     command.arg("start");
     Ok(command)
 }

@@ -152,7 +152,7 @@ fn transactions_are_those_of_a_standby_and_go_on_after_a_promotion() -> Result<(
 /// server's own checkpoints and vacuums would come at another time in each run.
 fn quiet(more: &[&str]) -> ClusterOptions {
     let mut options = ClusterOptions { data_checksums: false, ..ClusterOptions::default() };
-    let settings = ["autovacuum = off", "checkpoint_timeout = 1h", "statement_timeout = 60s"];
+    let settings = ["autovacuum = off", "checkpoint_timeout = 1h"];
     options.settings.extend(settings.iter().chain(more).map(|line| (*line).to_owned()));
     options
 }

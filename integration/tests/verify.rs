@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use integration::agent::VerbOutcome;
-use integration::process::wait_until;
+use integration::process::{send_signal, stands_still, wait_until};
 use integration::standby::control_file;
 use integration::{Agent, ClusterOptions, PATIENCE, Pair, Scratch, Seed};
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rustix::process::Signal;
 use serde_json::Value;
+use walfmt::checksum::page_checksum;
 use walfmt::relation::BLOCKS_PER_FILE;
 use walfmt::{BLOCK_SIZE, page};
 
@@ -52,10 +54,21 @@ fn a_store_is_verified() -> Result<()> {
     wait_until("a page is newer than the control file says", PATIENCE, || {
         Ok(pages_newer_than_the_control_file(&store)? > 0)
     })?;
+    // It is looked at while it stands still: none of its writes is under way then, and killed it is where it
+    // was looked at.
+    let pid = pair.follower.pid().context("it runs")?;
+    let mut newer = 0;
+    wait_until("it stands where a page is newer", PATIENCE, || {
+        send_signal(pid, Signal::STOP)?;
+        wait_until("it stands still", PATIENCE, || Ok(stands_still(pid)))?;
+        newer = pages_newer_than_the_control_file(&store)?;
+        if newer == 0 {
+            send_signal(pid, Signal::CONT)?;
+        }
+        Ok(newer > 0)
+    })?;
     pair.follower.kill()?;
-    let newer = pages_newer_than_the_control_file(&store)?;
     println!("killed under load: {newer} pages are newer than the control file says");
-    ensure!(newer > 0, "nothing was in flight");
     let outcome = pair.follower.verb("verify", &["--store"])?;
     ensure!(outcome.exit == Some(3) && outcome.stderr.contains(NOT_CONSISTENT), "{outcome:?}");
     println!("exit 3: {}", outcome.stderr.trim());
@@ -172,9 +185,16 @@ impl Flip {
             }
             let number = name.rsplit_once('.').map_or(Ok(0), |(_, number)| number.parse())?;
             let block = page + number * u64::from(BLOCKS_PER_FILE);
-            let within = generator.random_range(0..BLOCK_SIZE as u64);
-            let offset = page * BLOCK_SIZE as u64 + within;
-            flips.push(Self { path, name, block, offset, bit: generator.random_range(0..8) });
+            let within = generator.random_range(0..BLOCK_SIZE);
+            let bit = generator.random_range(0..8);
+            let mut bytes = [0; BLOCK_SIZE];
+            File::open(&path)?.read_exact_at(&mut bytes, page * BLOCK_SIZE as u64)?;
+            bytes[within] ^= 1 << bit;
+            if page_checksum(&bytes, u32::try_from(block)?) == page::checksum(&bytes) {
+                continue; // one in 65535
+            }
+            let offset = page * BLOCK_SIZE as u64 + within as u64;
+            flips.push(Self { path, name, block, offset, bit });
         }
         Ok(flips)
     }

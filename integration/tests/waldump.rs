@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::process::wait_until;
 use integration::segments::position_of;
 use integration::{
-    Cluster, ClusterOptions, DumpedRecord, Scratch, Seed, Segments, StopMode, Waldump,
+    Cluster, ClusterOptions, DumpedRecord, PATIENCE, Scratch, Seed, Segments, StopMode, Waldump,
 };
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -154,8 +153,12 @@ impl Wal {
             .file("long.sql", "select pg_logical_emit_message(false, 'm', repeat('m', 700000));")?;
         for _ in 0..workload.crashes {
             let long_message = long_message.to_str().context("a UTF-8 path")?;
+            let position = || -> Result<Lsn> {
+                Ok(cluster.sql("select pg_current_wal_insert_lsn()")?.parse()?)
+            };
+            let begun = position()?.advance(4 << 20);
             let load = cluster.pgbench(&["-c", "2", "-T", "600", "-f", long_message])?;
-            thread::sleep(Duration::from_millis(400));
+            wait_until("long records are being written", PATIENCE, || Ok(position()? > begun))?;
             cluster.crash_and_recover()?;
             load.stop()?;
         }

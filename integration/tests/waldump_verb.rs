@@ -217,7 +217,8 @@ fn timelines_are_followed() -> Result<()> {
     let before = wal.theirs(&directory, "UTC", &["-t", "1", "-s", &start, "-e", &left])?;
     let behind = wal.theirs(&directory, "UTC", &["-t", "2", "-s", &left, "-e", &end])?;
     let mut all = before.stdout.clone();
-    all.extend(behind.stdout);
+    // It says so when the first record is not exactly at `-s`: where the timeline was left at a page's end.
+    all.extend(behind.stdout.into_iter().filter(|line| line.starts_with("rmgr: ")));
     let ours = wal.ours(&directory, "UTC", &["-s", &start, "-e", &end])?;
     same_lines(&all, &ours.stdout)?;
     ensure!(before.stdout.len() > 1000 && all.len() > before.stdout.len() + 1000, "few records");

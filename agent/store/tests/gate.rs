@@ -17,7 +17,7 @@ use walfmt::{BLOCK_SIZE, Lsn};
 const TOAST: u32 = 1;
 const OTHER: u32 = 2;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(directory: &Path, rows: &Arc<Rows>, cache_pages: u64) -> Store {
     rows.set_toast(5, &[TOAST]);

@@ -43,6 +43,8 @@ pub fn consume(
     gives_up: impl Fn() -> bool,
 ) -> Result<Consumed> {
     let mut consumed = Consumed::default();
+    // On a slow machine it takes more than a moment until the first line can come.
+    let mut slowness = 1;
     loop {
         let mut command = command();
         if let Some((commit, ordinal)) = consumed.last_position()? {
@@ -52,7 +54,7 @@ pub fn consume(
         // nothing to read.
         let bytes = 1_usize << generator.random_range(15..27);
         let bytes = generator.random_range(bytes / 2..bytes);
-        let patience = Duration::from_millis(generator.random_range(100..1500));
+        let patience = Duration::from_millis(generator.random_range(100..1500)) * slowness;
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let output = child.stdout.take().context("piped")?;
         let (sender, blocks) = sync_channel(0);
@@ -65,7 +67,9 @@ pub fn consume(
         let status = child.wait()?;
         drop(blocks);
         reader.join().expect("no panic");
+        let before = consumed.lines.len();
         consumed.take(text)?;
+        slowness = if consumed.lines.len() > before { 1 } else { (slowness * 2).min(64) };
         if reason == Reason::Last {
             return Ok(consumed);
         }
