@@ -136,10 +136,14 @@ fn follower_of(peer: &str, store: &Path) -> Result<AgentConfig> {
     })
 }
 
-/// Starts an agent, and waits until it knows its WAL: a check of who has it for a peer gives it seconds.
+/// Starts an agent, and waits until it knows its WAL, as a check of who has it for a peer gives it seconds; and
+/// has its slot, as the server keeps nothing for it while it is stopped otherwise.
 fn start(agent: &mut Agent) -> Result<()> {
     agent.start()?;
-    wait_until("the tail runs", PATIENCE, || Ok(agent.state_of("tail")? == "streaming"))
+    let streams = |stage| Ok(agent.state_of(stage).is_ok_and(|state| state == "streaming"));
+    wait_until("the tail runs", PATIENCE, || streams("tail"))
+        .and_then(|()| wait_until("the slot is made", PATIENCE, || streams("horizon")))
+        .with_context(|| agent.log_tail(20))
 }
 
 #[test]

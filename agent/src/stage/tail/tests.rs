@@ -581,8 +581,13 @@ impl Copied {
         server.sql("create table t as select g, md5(g::text) from generate_series(1, 40000) g")?;
         server.sql("update t set g = g + 1 where g % 2 = 0")?;
         // Records begin in the last segment, and not only the shutdown's.
-        server.sql("select pg_switch_wal()")?;
-        server.sql("create table u as select g from generate_series(1, 2000) g")?;
+        let offset = || -> Result<u64> {
+            let end: Lsn = server.sql("select pg_current_wal_insert_lsn()")?.parse()?;
+            Ok(end.0 % (1 << 20))
+        };
+        while !(100_000..900_000).contains(&offset()?) {
+            server.sql("insert into t select g, md5(g::text) from generate_series(1, 500) g")?;
+        }
         server.stop(StopMode::Fast)?;
         let control = read_control_file(&OsFiles, server.data_directory())
             .map_err(|trouble| anyhow::anyhow!("{trouble}"))?;
