@@ -59,6 +59,10 @@ fn small_transactions_survive() -> Result<()> {
         work: |leader| {
             for round in 0..8 {
                 leader.pgbench_run(&["-c", "4", "-j", "2", "-t", "60"])?;
+                // Files come and go, so that there are names and lengths to lose.
+                leader
+                    .sql(&format!("create table made{round} as select generate_series(1, 99)"))?;
+                leader.sql(&format!("drop table if exists made{}", (round + 7) % 8))?;
                 if round % 3 == 1 {
                     leader.sql("vacuum pgbench_accounts")?;
                     leader.sql("vacuum pgbench_tellers")?;
