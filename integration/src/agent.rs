@@ -384,6 +384,16 @@ impl Agent {
         Ok(state.with_context(|| format!("no stage {stage} in status {status}"))?.to_owned())
     }
 
+    /// Waits until a stage is in this state.
+    ///
+    /// # Errors
+    /// It is not in good time; the error shows the end of the log.
+    pub fn wait_for_state(&self, stage: &str, state: &str) -> Result<()> {
+        let what = format!("{stage} of {} is {state}", self.config.name);
+        wait_until(&what, PATIENCE, || Ok(self.state_of(stage).is_ok_and(|found| found == state)))
+            .with_context(|| self.log_tail(20))
+    }
+
     /// Scrapes its `/metrics`.
     ///
     /// # Errors

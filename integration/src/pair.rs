@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use walferry_archive::{Archive, ArchiveReader, OsFiles};
-use walfmt::{Lsn, SegmentName, WalFileName};
+use walfmt::{Lsn, RecordStream, SegmentName, Step, StreamStart, WalFileName};
 
 use crate::agent::{Agent, AgentConfig, Source};
 use crate::command::command_line;
@@ -200,9 +200,8 @@ pub fn archived_segments(agent: &Agent) -> Result<BTreeMap<String, PathBuf>> {
 /// # Errors
 /// The archive is empty, or it or the server's control file cannot be read.
 pub fn end_of_archive(agent: &Agent, server: &Path) -> Result<Lsn> {
-    let control = control_file(server)?;
-    let (system, size) = (control.system_identifier, control.segment_size);
-    let archive = Archive::open(Arc::new(OsFiles), agent.archive_directory(), system, size)?;
+    let archive = archive_of(agent, server)?;
+    let size = archive.segment_size();
     let (last, _) = archived_segments(agent)?.pop_last().context("a segment")?;
     let last: SegmentName = last.parse()?;
     let mut end = size.start_of(last.number(size).context("a segment's number")?);
@@ -211,6 +210,34 @@ pub fn end_of_archive(agent: &Agent, server: &Path) -> Result<Lsn> {
         end = chunk.end;
     }
     Ok(end)
+}
+
+/// Where the last whole record ends that an agent's archive has before `bound`. `server` is as for
+/// [`end_of_archive`].
+///
+/// # Errors
+/// As there.
+pub fn last_record_end(agent: &Agent, server: &Path, bound: Lsn) -> Result<Lsn> {
+    let archive = archive_of(agent, server)?;
+    let segment_size = archive.segment_size();
+    let (first, _) = archived_segments(agent)?.pop_first().context("a segment")?;
+    let first: SegmentName = first.parse()?;
+    let number = first.number(segment_size).context("a segment's number")?;
+    let lsn = segment_size.start_of(number);
+    let mut reader = ArchiveReader::open(&archive, first.timeline, lsn)?;
+    let system_identifier = Some(archive.system_identifier());
+    let mut stream = RecordStream::new(StreamStart { lsn, segment_size, system_identifier });
+    while let Some(chunk) = reader.next(bound)? {
+        stream.push(chunk.wal);
+        while let Step::Record(_) = stream.poll() {}
+    }
+    Ok(stream.record_end())
+}
+
+fn archive_of(agent: &Agent, server: &Path) -> Result<Archive> {
+    let control = control_file(server)?;
+    let (system, size) = (control.system_identifier, control.segment_size);
+    Ok(Archive::open(Arc::new(OsFiles), agent.archive_directory(), system, size)?)
 }
 
 /// Whether the `zstd` program unpacks `archived` to exactly `segment`.

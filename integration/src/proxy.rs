@@ -42,7 +42,7 @@ struct Shared {
 struct Plan {
     target: u16,
     /// How often all connections were cut.
-    cuts: u64,
+    times_cut: u64,
     delay: Duration,
     /// Downstream bytes to pass on before the connection is cut.
     cut_after: Option<u64>,
@@ -89,7 +89,7 @@ impl Proxy {
     pub fn cut(&self) {
         let open = {
             let mut plan = self.shared.plan();
-            plan.cuts += 1;
+            plan.times_cut += 1;
             std::mem::take(&mut plan.open)
         };
         for stream in open.values().flatten() {
@@ -163,9 +163,9 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// Starts the two threads that serve a connection; they end with it.
 fn pass_on(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
-    let (target, cuts) = {
+    let (target, times_cut) = {
         let plan = shared.plan();
-        (plan.target, plan.cuts)
+        (plan.target, plan.times_cut)
     };
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, target))?;
     client.set_nodelay(true)?;
@@ -173,7 +173,7 @@ fn pass_on(client: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
     let number = shared.connections.fetch_add(1, Ordering::SeqCst);
     {
         let mut plan = shared.plan();
-        if plan.cuts != cuts {
+        if plan.times_cut != times_cut {
             // Cut while it was made: both ends close, as if it had been open by then.
             shared.cuts.fetch_add(1, Ordering::SeqCst);
             return Ok(());

@@ -123,6 +123,7 @@ impl Segments {
 
 /// Where in the WAL the byte lies that is `offset` bytes into the record that begins at `start`: the
 /// headers of pages stand between its pieces.
+#[must_use]
 pub fn position_of(start: Lsn, offset: u32, size: SegmentSize) -> Lsn {
     let (mut position, mut left) = (start, u64::from(offset));
     loop {
@@ -138,6 +139,7 @@ pub fn position_of(start: Lsn, offset: u32, size: SegmentSize) -> Lsn {
 
 /// Where the record of `length` bytes that begins at `start` ends, padding included: where the next one
 /// begins, or the page whose header stands before it.
+#[must_use]
 pub fn end_of(start: Lsn, length: u32, size: SegmentSize) -> Lsn {
     position_of(start, length - 1, size).advance(1).align_up()
 }

@@ -218,8 +218,8 @@ impl Workload {
         Ok(())
     }
 
-    /// Has a vacuum remove rows and pages, and an index entries, for certain: in a session of [`Workload::run_round`] it may find
-    /// that the other one still sees them.
+    /// Has a vacuum remove rows and pages, and an index delete entries, for certain: in a session of
+    /// [`Workload::run_round`] they may find that the other one still sees them.
     fn vacuum_alone(&self, leader: &Cluster) -> Result<()> {
         let rows = 3000 * self.scale;
         leader.sql(&format!(
@@ -237,7 +237,8 @@ impl Workload {
             })
         };
         until_nobody_sees("delete from keys where n > 1000000")?;
-        // Where an index has no more room for versions, those that nobody sees are deleted from it.
+        // Btree DELETE: where a page has no more room for versions, those that nobody sees are deleted from it
+        // (bottom-up deletion, nbtdedup.c).
         leader.sql(
             "create table if not exists versions (id int primary key, n int); \
              create index if not exists versions_n on versions (n); \

@@ -154,11 +154,9 @@ impl Debian {
 /// Starts an agent, and waits until it can give a backup.
 fn start(agent: &mut Agent) -> Result<()> {
     agent.start()?;
-    wait_until("the archive is open", PATIENCE, || Ok(agent.state_of("tail")? == "streaming"))?;
+    agent.wait_for_state("tail", "streaming")?;
     // By then it has asked which locales the server's databases need.
-    wait_until("the server is known", PATIENCE, || {
-        Ok(agent.state_of("horizon").is_ok_and(|state| state == "streaming"))
-    })
+    agent.wait_for_state("horizon", "streaming")
 }
 
 fn append(path: &Path, text: &str) -> Result<()> {

@@ -366,8 +366,7 @@ fn an_interrupted_bootstrap_is_simply_run_again() -> Result<()> {
 /// Starts an agent, and waits until it can give a backup.
 fn start(agent: &mut Agent) -> Result<()> {
     agent.start()?;
-    let is_open = || agent.state_of("tail").is_ok_and(|state| state == "streaming");
-    wait_until(is_open, "an open archive")
+    agent.wait_for_state("tail", "streaming")
 }
 
 /// How many lines of an agent's log have one of these words.

@@ -140,10 +140,8 @@ fn follower_of(peer: &str, store: &Path) -> Result<AgentConfig> {
 /// has its slot, as the server keeps nothing for it while it is stopped otherwise.
 fn start(agent: &mut Agent) -> Result<()> {
     agent.start()?;
-    let streams = |stage| Ok(agent.state_of(stage).is_ok_and(|state| state == "streaming"));
-    wait_until("the tail runs", PATIENCE, || streams("tail"))
-        .and_then(|()| wait_until("the slot is made", PATIENCE, || streams("horizon")))
-        .with_context(|| agent.log_tail(20))
+    agent.wait_for_state("tail", "streaming")?;
+    agent.wait_for_state("horizon", "streaming")
 }
 
 #[test]

@@ -14,17 +14,16 @@ use anyhow::{Context, Result, ensure};
 use integration::command::output_of;
 use integration::compare::{Comparison, digests_of};
 use integration::metrics::http_get;
-use integration::pair::{archived_segments, unpacked_equals};
+use integration::pair::{archived_segments, last_record_end, unpacked_equals};
 use integration::process::{send_signal, wait_for_exit, wait_until};
-use integration::standby::control_file;
 use integration::{
     Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Scratch,
     Seed, StopMode,
 };
 use rand::RngExt;
 use rustix::process::Signal;
-use walferry_archive::{Archive, ArchiveReader, OsFiles};
-use walfmt::{Lsn, RecordStream, SegmentName, SegmentSize, Step, StreamStart};
+use walferry_archive::{Archive, OsFiles};
+use walfmt::{Lsn, SegmentName, SegmentSize};
 
 const SEGMENT_BYTES: u32 = 1 << 20;
 const WAL_PAGE_BYTES: u64 = 8192;
@@ -132,28 +131,6 @@ fn archived_end(pair: &Pair, segment: &str) -> Result<Lsn> {
     Ok(start.advance(archive.read_segment(name)?.len() as u64))
 }
 
-/// Where the last whole record ends that the follower's archive has before `bound`.
-fn last_record_end(pair: &Pair, bound: Lsn) -> Result<Lsn> {
-    let size = SegmentSize::new(SEGMENT_BYTES).context("a segment size")?;
-    let control = control_file(pair.leader.data_directory())?;
-    let root = pair.follower.archive_directory();
-    let archive = Archive::open(Arc::new(OsFiles), root, control.system_identifier, size)?;
-    let (first, _) = archived_segments(&pair.follower)?.pop_first().context("a segment")?;
-    let first: SegmentName = first.parse()?;
-    let start = size.start_of(first.number(size).context("a segment")?);
-    let mut reader = ArchiveReader::open(&archive, first.timeline, start)?;
-    let mut stream = RecordStream::new(StreamStart {
-        lsn: start,
-        segment_size: size,
-        system_identifier: Some(control.system_identifier),
-    });
-    while let Some(chunk) = reader.next(bound)? {
-        stream.push(chunk.wal);
-        while let Step::Record(_) = stream.poll() {}
-    }
-    Ok(stream.record_end())
-}
-
 /// A server that crashes between a segment switch and its zero fill leaves a recycled file's old
 /// bytes there for good. They are no WAL, and no reason to stop.
 #[test]
@@ -189,9 +166,7 @@ fn old_bytes_behind_a_segment_switch_are_passed_over() -> Result<()> {
         pair.leader_agent.start()?;
         pair.leader.sql("insert into t select 5")?;
         let end = pair.catch_up(PATIENCE)?;
-        wait_until("the tail streams", PATIENCE, || {
-            Ok(pair.leader_agent.state_of("tail")? == "streaming")
-        })?;
+        pair.leader_agent.wait_for_state("tail", "streaming")?;
         println!("replayed up to {end}");
         pair.leader_agent.stop()?;
     }
@@ -362,8 +337,11 @@ fn a_promoted_store_gets_nothing_more_and_is_the_servers() -> Result<()> {
          {acknowledged}, the promoted server goes on from {switch}"
     );
     // What is durable may end within a record, and that one is nothing yet.
-    let whole = last_record_end(&pair, durable)?;
-    ensure!(whole <= durable && durable.bytes_since(whole) < 1 << 20);
+    let whole = last_record_end(&pair.follower, pair.leader.data_directory(), durable)?;
+    ensure!(
+        whole <= durable && durable.bytes_since(whole) < 64 << 10,
+        "{whole} is no record's end"
+    );
     ensure!(switch >= whole, "the server has less than was acknowledged: {whole}");
 
     let running = Traces::of(&store)?;

@@ -392,19 +392,14 @@ fn retention() -> Result<()> {
         limited()?;
     }
     send_signal(follower, Signal::CONT)?;
-    wait_until("the follower is told", PATIENCE, || {
-        Ok(pair.follower.state_of("receive").is_ok_and(|state| state == "needs_bootstrap"))
-    })
-    .with_context(|| pair.follower.log_tail(20))?;
+    pair.follower.wait_for_state("receive", "needs_bootstrap")?;
     println!("{}", pair.follower.run_verb("status", &[])?);
     // It asks again and again, and nothing is kept for what it cannot have.
     bulk(&pair)?;
     wait_until("nothing is kept for it", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 8 * MB))
         .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
     // It may be asking just now.
-    wait_until("it is refused again", PATIENCE, || {
-        Ok(pair.follower.state_of("receive")? == "needs_bootstrap")
-    })
+    pair.follower.wait_for_state("receive", "needs_bootstrap")
 }
 
 /// For how long a follower of `retention` that says nothing is held for certain: 30 s from when it is given

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use integration::agent::{Source, VerbOutcome};
 use integration::authority::{authority, with_tls};
-use integration::process::wait_until;
 use integration::{Agent, AgentConfig, Cluster, ClusterOptions, PATIENCE, Scratch};
 use walfmt::Lsn;
 
@@ -38,8 +37,7 @@ impl Setting {
         let mut leader_agent = Agent::new(&scratch, config)?;
         leader_agent.start()?;
         // A backup waits for that only for some seconds.
-        let is_open = || Ok(leader_agent.state_of("tail")? == "streaming");
-        wait_until("the archive is open", PATIENCE, is_open)?;
+        leader_agent.wait_for_state("tail", "streaming")?;
         Ok(Self { scratch, leader, leader_agent, authority })
     }
 
@@ -183,9 +181,7 @@ fn whoever_says_nothing_is_let_go() -> Result<()> {
     let pid = setting.leader_agent.pid().context("it runs")?;
     // What its own start takes is not theirs.
     setting.leader_agent.wait_durable(setting.flushed()?, PATIENCE)?;
-    wait_until("the server is known", PATIENCE, || {
-        Ok(setting.leader_agent.state_of("horizon").is_ok_and(|state| state == "streaming"))
-    })?;
+    setting.leader_agent.wait_for_state("horizon", "streaming")?;
     let before = resident_kilobytes(pid)?;
     // As many as there are places, and as many again.
     let silent: Vec<_> =
