@@ -9,7 +9,6 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -321,35 +320,29 @@ fn retention() -> Result<()> {
             ("archive", "expect_followers", "30s"),
         ],
     )?;
-    let started = Instant::now();
-    // It may have had all there is before the leader's agent was replaced.
-    wait_until("the follower is connected again", PATIENCE, || {
-        let connected = "walferry_follower_connected{follower=\"follower1\"}";
-        Ok(pair.leader_agent.metrics()?.get(connected).is_some_and(|value| value > 0.0))
-    })?;
-    pair.catch_up(PATIENCE)?;
+    // For as long as followers are expected to come, everything is kept: that time is to be over.
+    wait_for_removal(&pair.leader, &pair.leader_agent)?;
 
-    // A follower that is connected and takes nothing: the wish waits for it, until the time to connect
-    // has passed. One that says nothing is given up 10 s later, and is waited for as long again.
+    // A follower that is connected and takes nothing: the wish waits for it. One that says nothing is given
+    // up 10 s later, and is waited for as long again.
     let removed = |agent: &Agent| agent.metrics()?.expect("walferry_removed_segments_total");
-    let goes = || {
+    let caught_up = || {
+        pair.catch_up(PATIENCE)?;
         wait_until("nobody needs it, so it goes", PATIENCE, || {
             Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
         })
         .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))
     };
     loop {
+        caught_up()?;
         let stopped = Instant::now();
         send_signal(follower, Signal::STOP)?;
         bulk(&pair)?;
-        thread::sleep(Duration::from_secs(31).saturating_sub(started.elapsed()));
-        let held = file_bytes(&pair.leader_agent)?;
-        let removed = removed(&pair.leader_agent)?;
+        let looked = retention_looks(&pair.leader, &pair.leader_agent);
         let took = stopped.elapsed();
         send_signal(follower, Signal::CONT)?;
-        pair.catch_up(PATIENCE)?;
-        goes()?;
-        println!("held for a follower, after {took:?}: {held} bytes, removed {removed}");
+        let held = looked? as u64;
+        println!("held for a follower, after {took:?}: {held} bytes");
         // On a machine so slow that it was about to be given up, this tells nothing.
         if took < HELD_FOR {
             ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
@@ -357,6 +350,7 @@ fn retention() -> Result<()> {
             break;
         }
     }
+    caught_up()?;
     println!(
         "caught up: {} bytes left, {} segments removed",
         file_bytes(&pair.leader_agent)?,
@@ -383,8 +377,7 @@ fn retention() -> Result<()> {
         }
         // So slow a machine that it was about to be given up: then nothing of the kind is said.
         send_signal(follower, Signal::CONT)?;
-        pair.catch_up(PATIENCE)?;
-        goes()?;
+        caught_up()?;
     }
     let begun: Lsn = pair.flush_position()?;
     while pair.flush_position()?.bytes_since(begun) < 100 * MB {
@@ -428,17 +421,23 @@ fn fill(leader: &Cluster, megabytes: u32) -> Result<()> {
 fn pass_by(leader: &Cluster, agent: &Agent) -> Result<String> {
     let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
     fill(leader, 12)?;
+    retention_looks(leader, agent)?;
+    Ok(segment)
+}
+
+/// Waits until retention has judged all that the server has written; gives the archive's size then.
+fn retention_looks(leader: &Cluster, agent: &Agent) -> Result<f64> {
     let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
     wait_until("the archive has it", PATIENCE, || Ok(agent.position("appended")? >= end))?;
     // Retention tells the size first in each of its rounds. The first that is told may have been
     // measured before, and what follows of the second is done when the third is told.
+    let size = || agent.metrics()?.expect("walferry_archive_size_bytes");
     for _ in 0..3 {
-        let size = || agent.metrics()?.expect("walferry_archive_size_bytes");
         let before = size()?;
         fill(leader, 1)?;
         wait_until("retention looks again", PATIENCE, || Ok(size()? != before))?;
     }
-    Ok(segment)
+    size()
 }
 
 /// Waits until retention removes something: the time for followers to come is over.
