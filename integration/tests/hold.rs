@@ -291,17 +291,70 @@ fn no_slot_is_left_behind() -> Result<()> {
     Ok(())
 }
 
+/// An agent that ended before it had archived anything, and comes back too late for where it was to begin,
+/// misses nothing: nobody was given anything. If anything is archived, it is a gap.
+#[test]
+fn an_archive_of_nothing_has_no_gap() -> Result<()> {
+    let scratch = Scratch::new()?;
+    // Nothing is held for the agent: only the checkpoints here remove anything, while none runs.
+    let seldom = ["max_wal_size = 1GB", "checkpoint_timeout = 1h"];
+    let settings = [&["max_slot_wal_keep_size = -1", "wal_keep_size = 0"], &seldom[..]].concat();
+    let leader = Cluster::start_new(&scratch, "leader", &options(&settings))?;
+    let mut agent = Agent::new(&scratch, AgentConfig::leader("leader1", &leader)?)?;
+    let written = || leader.sql("select pg_walfile_name(pg_current_wal_lsn())");
+    let leaves = |segment: &str| -> Result<()> {
+        let there = format!("select count(*) from pg_ls_waldir() where name = '{segment}'");
+        wait_until("the server removes a segment", PATIENCE, || {
+            fill(&leader, 2, Until::EVER)?;
+            leader.sql("checkpoint")?;
+            Ok(leader.sql(&there)? == "0")
+        })
+    };
+    let first = written()?;
+    leaves(&first)?;
+    agent.start()?;
+    agent.wait_for_state("tail", "streaming")?;
+    agent.kill()?;
+
+    let mut directory = None;
+    for (_, path) in archived_segments(&agent)? {
+        fs::remove_file(&path)?;
+        directory = path.parent().map(PathBuf::from);
+    }
+    let empty = directory.context("a segment")?.join(format!("{first}.zst"));
+    fs::write(&empty, "")?;
+    scratch.account().own(&empty)?;
+    agent.start()?;
+    agent.wait_for_state("tail", "streaming")?;
+    fill(&leader, 3, Until::EVER)?;
+    let end = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
+    agent.wait_for_position("appended", end, PATIENCE)?;
+    agent.kill()?;
+    let segments: Vec<String> = archived_segments(&agent)?.into_keys().collect();
+    ensure!(!segments.contains(&first) && segments.len() > 1, "{segments:?}");
+    println!("was to begin with {first}, which was gone: begins with {}", segments[0]);
+
+    leaves(&written()?)?;
+    agent.start()?;
+    agent.wait_for_state("tail", "gap")?;
+    let still: Vec<String> = archived_segments(&agent)?.into_keys().collect();
+    ensure!(still == segments, "{still:?}");
+    println!(
+        "control: with something in it, it stays at its end, {}",
+        segments[segments.len() - 1]
+    );
+    Ok(())
+}
+
 /// Readers hold WAL against wishes, not against hard limits; who comes too late is told.
 #[test]
 fn retention() -> Result<()> {
     let scratch = Scratch::new()?;
     let mut pair = Pair::start(&scratch, &options(&["wal_keep_size = 16MB"]), 1)?;
-    let file_bytes = |agent: &Agent| -> Result<u64> {
-        Ok(agent.metrics()?.expect("walferry_archive_size_bytes")? as u64)
-    };
     // What is written is hard to compress: archive bytes are like WAL bytes, or half of it.
-    let bulk = |pair: &Pair| -> Result<()> {
+    let bulk = |pair: &Pair, until: Until| -> Result<()> {
         for _ in 0..15 {
+            until.check()?;
             pair.leader.sql(
                 "create table if not exists bulk (filler bytea); truncate bulk; \
                  insert into bulk select decode(md5(random()::text) || md5(random()::text), 'hex') \
@@ -310,7 +363,6 @@ fn retention() -> Result<()> {
         }
         Ok(())
     };
-    let follower = pair.follower.pid().context("it runs")?;
     replace(
         &scratch,
         &mut pair.leader_agent,
@@ -324,91 +376,110 @@ fn retention() -> Result<()> {
     wait_for_removal(&pair.leader, &pair.leader_agent)?;
 
     // A follower that is connected and takes nothing: the wish waits for it. One that says nothing is given
-    // up 10 s later, and is waited for as long again.
-    let removed = |agent: &Agent| agent.metrics()?.expect("walferry_removed_segments_total");
-    let caught_up = || {
-        pair.catch_up(PATIENCE)?;
-        wait_until("nobody needs it, so it goes", PATIENCE, || {
-            Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
-        })
-        .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))
-    };
-    loop {
-        caught_up()?;
-        let stopped = Instant::now();
-        send_signal(follower, Signal::STOP)?;
-        bulk(&pair)?;
-        let looked = retention_looks(&pair.leader, &pair.leader_agent);
-        let took = stopped.elapsed();
-        send_signal(follower, Signal::CONT)?;
-        let held = looked? as u64;
-        println!("held for a follower, after {took:?}: {held} bytes");
-        // On a machine so slow that it was about to be given up, this tells nothing.
-        if took < HELD_FOR {
-            ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
-            ensure!(held < 24 * MB, "{held} bytes: the hard limit must not be reached yet");
-            break;
-        }
-    }
-    caught_up()?;
+    // up 10 s later, and is waited for as long as for one that is to come.
+    let held_for = Duration::from_secs(30);
+    let held = beside_one_that_hangs(&pair, held_for, |until| {
+        bulk(&pair, until)?;
+        retention_looks(&pair.leader, &pair.leader_agent, until)
+    })?;
+    println!("held for a follower: {held} bytes");
+    ensure!(held > 10 * MB, "only {held} bytes are there for a follower that needs them");
+    ensure!(held < 24 * MB, "{held} bytes: the hard limit must not be reached yet");
+    caught_up(&pair)?;
+    let removed = pair.leader_agent.metrics()?.expect("walferry_removed_segments_total")?;
     println!(
-        "caught up: {} bytes left, {} segments removed",
-        file_bytes(&pair.leader_agent)?,
-        removed(&pair.leader_agent)?
+        "caught up: {} bytes left, {removed} segments removed",
+        file_bytes(&pair.leader_agent)?
     );
 
     // Past the hard limit it is removed all the same, and the follower is told.
-    let limited = || {
-        wait_until("the limit is kept", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 26 * MB))
+    let write = |until: Until| -> Result<()> {
+        bulk(&pair, until)?;
+        wait_until("the limit is kept", PATIENCE, || {
+            until.check()?;
+            Ok(file_bytes(&pair.leader_agent)? < 26 * MB)
+        })
     };
-    let is_told = || -> Result<bool> {
-        let log = fs::read_to_string(pair.leader_agent.log_path())?;
-        Ok(log.contains("although a reader needs it"))
-    };
-    loop {
-        let stopped = Instant::now();
-        send_signal(follower, Signal::STOP)?;
-        while !is_told()? && stopped.elapsed() < HELD_FOR {
-            bulk(&pair)?;
-            limited()?;
+    beside_one_that_hangs(&pair, held_for, |until| {
+        let words = "although a reader needs it";
+        while !fs::read_to_string(pair.leader_agent.log_path())?.contains(words) {
+            write(until)?;
         }
-        if is_told()? {
-            break;
+        let begun: Lsn = pair.flush_position()?;
+        while pair.flush_position()?.bytes_since(begun) < 100 * MB {
+            write(Until::EVER)?;
         }
-        // So slow a machine that it was about to be given up: then nothing of the kind is said.
-        send_signal(follower, Signal::CONT)?;
-        caught_up()?;
-    }
-    let begun: Lsn = pair.flush_position()?;
-    while pair.flush_position()?.bytes_since(begun) < 100 * MB {
-        bulk(&pair)?;
-        limited()?;
-    }
-    send_signal(follower, Signal::CONT)?;
+        Ok(())
+    })?;
     pair.follower.wait_for_state("receive", "needs_bootstrap")?;
     println!("{}", pair.follower.run_verb("status", &[])?);
     // It asks again and again, and nothing is kept for what it cannot have.
-    bulk(&pair)?;
+    bulk(&pair, Until::EVER)?;
     wait_until("nothing is kept for it", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 8 * MB))
         .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
     // It may be asking just now.
     pair.follower.wait_for_state("receive", "needs_bootstrap")
 }
 
-/// For how long a follower of `retention` that says nothing is held for certain: 30 s from when it is given
-/// up, 10 s after its last word.
-const HELD_FOR: Duration = Duration::from_secs(30);
+fn file_bytes(agent: &Agent) -> Result<u64> {
+    Ok(agent.metrics()?.expect("walferry_archive_size_bytes")? as u64)
+}
+
+/// Waits until the follower has everything, and what was kept for it is gone.
+fn caught_up(pair: &Pair) -> Result<()> {
+    pair.catch_up(PATIENCE)?;
+    wait_until("nobody needs it, so it goes", PATIENCE, || {
+        Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
+    })
+    .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))
+}
+
+/// Until when something is to be done.
+#[derive(Clone, Copy)]
+struct Until(Option<Instant>);
+
+impl Until {
+    const EVER: Self = Self(None);
+
+    fn check(self) -> Result<()> {
+        ensure!(self.0.is_none_or(|end| Instant::now() < end), TooSlow);
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("this machine was too slow")]
+struct TooSlow;
+
+/// Does something while the follower is connected and says nothing. On a machine so slow that the follower
+/// might be given up meanwhile, it goes on in time, and all begins again.
+fn beside_one_that_hangs<T>(
+    pair: &Pair,
+    limit: Duration,
+    act: impl Fn(Until) -> Result<T>,
+) -> Result<T> {
+    let follower = pair.follower.pid().context("it runs")?;
+    loop {
+        caught_up(pair)?;
+        send_signal(follower, Signal::STOP)?;
+        let done = act(Until(Some(Instant::now() + limit)));
+        send_signal(follower, Signal::CONT)?;
+        match done {
+            Err(error) if error.is::<TooSlow>() => println!("again: {error}"),
+            done => return done,
+        }
+    }
+}
 
 /// An archive that keeps next to nothing but what somebody needs. For as long as followers are expected
 /// to come it keeps everything, and a follower that hangs is needed for so long, and 10 s more.
 const TIGHT: [(&str, &str, &str); 2] =
     [("archive", "keep_bytes", "1MB"), ("archive", "expect_followers", "10s")];
-/// At the earliest; its last word may have been some time ago.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// Writes WAL that is hard to compress, so that the archive's files grow.
-fn fill(leader: &Cluster, megabytes: u32) -> Result<()> {
+fn fill(leader: &Cluster, megabytes: u32, until: Until) -> Result<()> {
     for _ in 0..megabytes {
+        until.check()?;
         leader.sql(
             "select pg_logical_emit_message(true, 'fill', string_agg(md5(random()::text), '')) \
              from generate_series(1, 32000)",
@@ -417,34 +488,44 @@ fn fill(leader: &Cluster, megabytes: u32) -> Result<()> {
     Ok(())
 }
 
-/// The segment that the server writes now; then more of them, and time for retention.
-fn pass_by(leader: &Cluster, agent: &Agent) -> Result<String> {
+/// The segment that the server writes now; then more of them, and time for retention. Says whether the
+/// archive still has it.
+fn pass_by(leader: &Cluster, agent: &Agent, until: Until) -> Result<(String, bool)> {
     let segment = leader.sql("select pg_walfile_name(pg_current_wal_insert_lsn())")?;
-    fill(leader, 12)?;
-    retention_looks(leader, agent)?;
-    Ok(segment)
+    fill(leader, 12, until)?;
+    retention_looks(leader, agent, until)?;
+    let has = has(agent, &segment)?;
+    until.check()?;
+    Ok((segment, has))
 }
 
-/// Waits until retention has judged all that the server has written; gives the archive's size then.
-fn retention_looks(leader: &Cluster, agent: &Agent) -> Result<f64> {
+/// Waits until retention has judged all that the server has written; gives the archive's bytes then.
+fn retention_looks(leader: &Cluster, agent: &Agent, until: Until) -> Result<u64> {
     let end: Lsn = leader.sql("select pg_current_wal_flush_lsn()")?.parse()?;
-    wait_until("the archive has it", PATIENCE, || Ok(agent.position("appended")? >= end))?;
+    wait_until("the archive has it", PATIENCE, || {
+        until.check()?;
+        Ok(agent.position("appended").is_ok_and(|appended| appended >= end))
+    })?;
     // Retention tells the size first in each of its rounds. The first that is told may have been
     // measured before, and what follows of the second is done when the third is told.
-    let size = || agent.metrics()?.expect("walferry_archive_size_bytes");
     for _ in 0..3 {
-        let before = size()?;
-        fill(leader, 1)?;
-        wait_until("retention looks again", PATIENCE, || Ok(size()? != before))?;
+        let before = file_bytes(agent)?;
+        fill(leader, 1, until)?;
+        wait_until("retention looks again", PATIENCE, || {
+            until.check()?;
+            Ok(file_bytes(agent)? != before)
+        })?;
     }
-    size()
+    let bytes = file_bytes(agent)?;
+    until.check()?;
+    Ok(bytes)
 }
 
 /// Waits until retention removes something: the time for followers to come is over.
 fn wait_for_removal(leader: &Cluster, agent: &Agent) -> Result<()> {
     let removed = || agent.metrics()?.expect("walferry_removed_segments_total");
     let before = removed()?;
-    fill(leader, 12)?;
+    fill(leader, 12, Until::EVER)?;
     wait_until("retention removes something", PATIENCE, || Ok(removed()? > before))
 }
 
@@ -460,23 +541,11 @@ fn who_is_refused_holds_nothing() -> Result<()> {
     replace(&scratch, &mut pair.leader_agent, &TIGHT)?;
     // The control: the follower that may have WAL, and takes none.
     wait_for_removal(&pair.leader, &pair.leader_agent)?;
-    pair.catch_up(PATIENCE)?;
-    let pid = pair.follower.pid().context("it runs")?;
-    let segment = loop {
-        let stopped = Instant::now();
-        send_signal(pid, Signal::STOP)?;
-        let segment = pass_by(&pair.leader, &pair.leader_agent);
-        let held = segment.as_deref().map(|segment| has(&pair.leader_agent, segment));
-        let took = stopped.elapsed();
-        send_signal(pid, Signal::CONT)?;
-        let (held, segment) = (matches!(held, Ok(Ok(true))), segment?);
-        wait_until("it has it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
-        if held {
-            break segment;
-        }
-        // On a machine so slow that the follower was given up meanwhile, this tells nothing.
-        ensure!(took > GIVEN_UP_AFTER, "{segment} was not kept for a follower, in {took:?}");
-    };
+    let (segment, held) = beside_one_that_hangs(&pair, Duration::from_secs(10), |until| {
+        pass_by(&pair.leader, &pair.leader_agent, until)
+    })?;
+    ensure!(held, "{segment} was not kept for a follower");
+    wait_until("it has it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
     println!("control: {segment} was kept for a follower that took nothing");
     pair.follower.stop()?;
 
@@ -492,7 +561,7 @@ fn who_is_refused_holds_nothing() -> Result<()> {
     };
     wait_until("it is refused", PATIENCE, || Ok(refusals(&pair.leader_agent)? > 0))
         .with_context(|| pair.leader_agent.log_tail(20))?;
-    let segment = pass_by(&pair.leader, &pair.leader_agent)?;
+    let (segment, _) = pass_by(&pair.leader, &pair.leader_agent, Until::EVER)?;
     wait_until("nothing is kept for it", PATIENCE, || Ok(!has(&pair.leader_agent, &segment)?))?;
     let status = stranger.run_verb("status", &[])?;
     println!(
@@ -539,8 +608,8 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     };
 
     let mut child = begin(&follower)?;
-    let segment = pass_by(&leader, &leader_agent)?;
-    ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
+    let (segment, held) = pass_by(&leader, &leader_agent, Until::EVER)?;
+    ensure!(held, "{segment} was not kept for a bootstrap");
     // The control: nobody waits any more.
     child.kill()?;
     child.wait()?;
@@ -550,8 +619,8 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     // And one that is not killed gets what it needs. The other's checkpoint is not to be waited for.
     leader.sql("checkpoint")?;
     let mut child = begin(&follower)?;
-    let segment = pass_by(&leader, &leader_agent)?;
-    ensure!(has(&leader_agent, &segment)?, "{segment} was not kept for a bootstrap");
+    let (segment, held) = pass_by(&leader, &leader_agent, Until::EVER)?;
+    ensure!(held, "{segment} was not kept for a bootstrap");
     leader.sql("checkpoint")?;
     let exit = wait_for_exit(&mut child, PATIENCE)?;
     ensure!(exit.success(), "bootstrap: {exit}, {}", leader_agent.log_tail(20));

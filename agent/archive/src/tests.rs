@@ -964,6 +964,54 @@ fn one_writer_at_a_time_and_only_what_follows() {
 }
 
 #[test]
+fn a_timeline_begins_elsewhere_while_nothing_of_it_is_archived() {
+    let (mut moved, mut left) = (0, 0);
+    for seed in 0..60 {
+        let (files, archive) = lossy(1);
+        let mut writer = writer(&archive, Lsn(3 * MB)).expect("opened");
+        files.fail_after(seed as usize % 6);
+        let begun = writer.begin_at(Lsn(7 * MB));
+        drop(writer);
+        files.crash(seed);
+        // Wherever it stopped: one file or none, and so it begins where it is told.
+        let segments = archive.segments(TIMELINE).expect("listed");
+        assert!(segments.len() < 2, "seed {seed}: {segments:?}");
+        let mut writer = self::writer(&archive, Lsn(9 * MB)).expect("opened");
+        let at = writer.content_end();
+        assert!([3, 7, 9].map(|at| Lsn(at * MB)).contains(&at), "seed {seed}: {at}");
+        assert!(begun.is_err() || at == Lsn(7 * MB), "seed {seed}: durable on return");
+        *(if begun.is_ok() { &mut moved } else { &mut left }) += 1;
+        writer.append(at, &wal(seed, MB + 5)).expect("appended");
+        let end = writer.flush().expect("flushed");
+        assert!(read(&archive, at, end).expect("read") == wal(seed, MB + 5));
+    }
+    assert!(moved > 8 && left > 8, "{moved} {left}");
+}
+
+#[test]
+fn a_timeline_of_which_something_is_archived_stays_where_it_is() {
+    let (_, archive) = lossy(1);
+    let mut first = writer(&archive, Lsn(3 * MB)).expect("opened");
+    assert!(matches!(first.begin_at(Lsn(7 * MB + 1)), Err(ArchiveError::NotASegmentStart { .. })));
+    first.begin_at(Lsn(3 * MB)).expect("it is there");
+    assert_eq!(archive.segments(TIMELINE).expect("listed"), [first.segment()]);
+    // Taken, and not in the file yet.
+    first.append(Lsn(3 * MB), &wal(1, 100)).expect("appended");
+    for _ in 0..2 {
+        let refused = first.begin_at(Lsn(7 * MB));
+        assert!(matches!(refused, Err(ArchiveError::NotContiguous { .. })), "{refused:?}");
+        first.sync().expect("synced");
+    }
+    // The next file is empty, but not the only one.
+    first.append(Lsn(3 * MB + 100), &wal(1, MB)[100..]).expect("appended");
+    first.end_frame().expect("ended");
+    first.sync().expect("synced");
+    assert_eq!(archive.segment_file(first.segment()).expect("there").bytes, 0);
+    assert!(matches!(first.begin_at(Lsn(7 * MB)), Err(ArchiveError::NotContiguous { .. })));
+    assert!(read(&archive, Lsn(3 * MB), Lsn(4 * MB)).expect("read") == wal(1, MB));
+}
+
+#[test]
 fn a_history_file_is_there_whole_or_not_at_all() {
     let text = b"1\t0/3000000\tno recovery target specified\n";
     let mut there = 0;

@@ -192,6 +192,38 @@ impl ArchiveWriter {
         self.recovery
     }
 
+    /// Lets a timeline begin at `begin` instead, if nothing of it was ever archived: its one file is
+    /// empty. On return that is durable. What readers were told of an archive is durable once it was
+    /// synced, so sync before the first of them: then an empty one never had anything.
+    ///
+    /// [`ArchiveError::NotContiguous`] if there is anything, [`ArchiveError::NotASegmentStart`] if
+    /// `begin` is none; then all is as before.
+    pub fn begin_at(&mut self, begin: Lsn) -> Result<()> {
+        self.check_running()?;
+        let timeline = self.timeline;
+        if self.archive.segment_size().offset_of(begin) != 0 {
+            return Err(ArchiveError::NotASegmentStart { timeline, lsn: begin });
+        }
+        let only = self.archive.first_segment(timeline)? == Some(self.segment());
+        let is_empty = self.file_bytes == 0 && self.unwritten.is_empty();
+        let is_empty = is_empty && self.content_end == self.start();
+        if !only || !is_empty || begin == self.content_end {
+            return self.check_contiguous(begin);
+        }
+        self.stopped = true;
+        // First, or a crash leaves two files, of which the first is not whole.
+        self.archive.remove_segment(self.segment())?;
+        self.archive.files().sync_dir(self.archive.dir())?;
+        self.enter_segment_of(begin)?;
+        self.stopped = false;
+        (self.content_end, self.readable, self.durable) = (begin, begin, begin);
+        let segment = self.segment();
+        self.recovery =
+            Recovery { segment, cut_bytes: 0, unchecked_from: begin, content_end: begin };
+        self.begin_writing();
+        Ok(())
+    }
+
     /// Cuts WAL off that recovery could not check, when a record in it turned out to be wrong. Only
     /// before anything was written, and no further than [`Recovery::unchecked_from`]. Returns where
     /// the content ends now: the last block border at or before `to`.
@@ -380,6 +412,11 @@ impl ArchiveWriter {
             offset += read as u64;
         }
         Ok(())
+    }
+
+    /// Where the segment begins whose file is written.
+    fn start(&self) -> Lsn {
+        self.archive.segment_size().start_of(self.segment)
     }
 
     fn check_running(&self) -> Result<()> {

@@ -288,13 +288,16 @@ fn leader_positions(node: &Node) -> LeaderPositions {
     }
 }
 
-/// Where the archive begins; invalid if that is not known.
+/// Where the archive begins; invalid if that is not known. One that has nothing may yet begin elsewhere.
 async fn archive_begin(node: &Arc<Node>) -> Lsn {
     let node = Arc::clone(node);
     let looked = tokio::task::spawn_blocking(move || {
         let (archive, identity) = (node.archive()?, node.identity()?);
         let size = identity.segment_size;
         let first = archive.extent(identity.timeline).ok()??.first;
+        if archive.segment_file(first).ok()?.bytes == 0 {
+            return None;
+        }
         Some(size.start_of(first.number(size)?))
     });
     looked.await.ok().flatten().unwrap_or_default()

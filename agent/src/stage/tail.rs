@@ -165,6 +165,10 @@ fn publish(
 ) -> Result<(), Trouble> {
     node.positions.advance(Position::SourceDurable, bound);
     writer.flush()?;
+    if node.positions.get(Position::Durable) == Lsn::INVALID {
+        // Before anybody is given anything: so an archive without content has given nothing.
+        writer.sync()?;
+    }
     node.positions.advance(Position::Appended, bound);
     if size.segment_of(bound) > size.segment_of(node.positions.get(Position::Durable)) {
         node.positions.advance(Position::Durable, writer.sync()?.min(bound));
@@ -267,7 +271,7 @@ pub(crate) fn read_control_file(
     })
 }
 
-/// Holds the last segment of the archive against `pg_wal`, so that an archive is never added to by
+/// Holds the last segment of the archive, if it has one, against `pg_wal`, so that an archive is never added to by
 /// another history, and lets the tail begin with that segment: its records are checked again, and
 /// the next one has a predecessor.
 fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Result<(), Trouble> {
@@ -279,10 +283,7 @@ fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Re
     let start = size.start_of(number);
     let ours = match archive.read_segment(name) {
         Ok(ours) => ours,
-        Err(ArchiveError::NotArchived { .. }) => {
-            tail.seek(archive_end); // a new archive
-            return Ok(());
-        }
+        Err(ArchiveError::NotArchived { .. }) => return begin_archive(writer, tail),
         Err(error) => return Err(error.into()),
     };
     tail.seek(start);
@@ -326,6 +327,22 @@ fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Re
         "they are different histories; if the server was restored, move the archive directory \
          away and start anew",
     ))
+}
+
+/// Begins an archive that has nothing yet: where an earlier try was to begin, or, where that is gone from
+/// `pg_wal` by now, as late as where the tail stands. Nobody was given anything, so nobody misses it.
+fn begin_archive(writer: &mut ArchiveWriter, tail: &mut WalTail) -> Result<(), Trouble> {
+    let (begin, latest) = (writer.content_end(), tail.bound());
+    tail.seek(begin);
+    match tail.read(begin, &mut [0]) {
+        Err(TailError::Gap { segment }) if begin < latest => {
+            tracing::warn!(%segment, "gone before anything was archived: the archive begins at {latest}");
+            writer.begin_at(latest)?;
+            tail.seek(latest);
+            Ok(())
+        }
+        read => Ok(read.map(drop)?),
+    }
 }
 
 /// Follows the segments of one timeline in a directory; see the module's documentation.
