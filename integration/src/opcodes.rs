@@ -14,7 +14,7 @@ use crate::binaries::Binaries;
 use crate::command::output_of;
 use crate::majors;
 use crate::postgres::{BackupWal, Cluster, ClusterOptions, StopMode};
-use crate::process::wait_until;
+use crate::process::{PATIENCE, wait_until};
 use crate::scratch::Scratch;
 use crate::segments::Segments;
 use crate::workload::{Piece, Workload};
@@ -344,7 +344,7 @@ fn full_page_writes(server: &Cluster) -> Result<()> {
         server.sql(&format!("alter system set full_page_writes = {value}"))?;
         let before = server.sql("select pg_current_wal_insert_lsn()")?;
         server.sql("select pg_reload_conf()")?;
-        wait_until("full_page_writes is changed", std::time::Duration::from_secs(30), || {
+        wait_until("full_page_writes is changed", PATIENCE, || {
             let now = server.sql("select pg_current_wal_insert_lsn()")?;
             let value_now = server.sql("show full_page_writes")?;
             Ok(now != before && value_now == value)
