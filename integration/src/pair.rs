@@ -195,7 +195,7 @@ pub fn archived_segments(agent: &Agent) -> Result<BTreeMap<String, PathBuf>> {
 }
 
 /// Where an agent's archive ends, as another process reads it: what it acknowledged last may be less.
-/// `server` is the data directory of the server whose WAL it is.
+/// `server` is as for [`archive_of`].
 ///
 /// # Errors
 /// The archive is empty, or it or the server's control file cannot be read.
@@ -213,10 +213,10 @@ pub fn end_of_archive(agent: &Agent, server: &Path) -> Result<Lsn> {
 }
 
 /// Where the last whole record ends that an agent's archive has before `bound`. `server` is as for
-/// [`end_of_archive`].
+/// [`archive_of`].
 ///
 /// # Errors
-/// As there.
+/// As for [`end_of_archive`].
 pub fn last_record_end(agent: &Agent, server: &Path, bound: Lsn) -> Result<Lsn> {
     let archive = archive_of(agent, server)?;
     let segment_size = archive.segment_size();
@@ -234,7 +234,11 @@ pub fn last_record_end(agent: &Agent, server: &Path, bound: Lsn) -> Result<Lsn> 
     Ok(stream.record_end())
 }
 
-fn archive_of(agent: &Agent, server: &Path) -> Result<Archive> {
+/// An agent's archive, opened for reading. `server` is the data directory of the server whose WAL it is.
+///
+/// # Errors
+/// The archive, or the server's control file, cannot be read.
+pub fn archive_of(agent: &Agent, server: &Path) -> Result<Archive> {
     let control = control_file(server)?;
     let (system, size) = (control.system_identifier, control.segment_size);
     Ok(Archive::open(Arc::new(OsFiles), agent.archive_directory(), system, size)?)

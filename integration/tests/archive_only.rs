@@ -41,9 +41,7 @@ fn a_node_without_a_store_keeps_the_wal() -> Result<()> {
     };
     let mut keeper = Agent::new(&scratch, config)?;
     keeper.start()?;
-    wait_until("it waits for its peer", PATIENCE, || {
-        Ok(keeper.state_of("receive").is_ok_and(|state| state == "retrying"))
-    })?;
+    keeper.wait_for_state("receive", "retrying")?;
     leader_agent.start()?;
     leader.pgbench_run(&["-t", "500"])?;
     keeper.wait_for_position("durable", flushed(&leader)?, PATIENCE)?;

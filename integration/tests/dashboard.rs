@@ -180,10 +180,9 @@ struct Watched {
     prometheus: Prometheus,
     pair: Pair,
     fired: BTreeSet<String>,
-    /// Of those, whose causes are not mended any more. They may be gone for a while and fire again: an alert
-    /// begins anew with a scrape that was missed.
-    stay: BTreeSet<String>,
-    mends: bool,
+    /// From when on causes are not mended any more, those of them. They may be gone for a while and fire
+    /// again: an alert begins anew with a scrape that was missed.
+    stay: Option<BTreeSet<String>>,
 }
 
 impl Watched {
@@ -234,12 +233,12 @@ impl Watched {
         );
         let mut others = self.prometheus.alerts()?;
         others.retain(|other| other.state == "firing" && other.name != name);
-        others.retain(|other| !self.stay.contains(&other.name));
+        others.retain(|other| !self.stay.as_ref().is_some_and(|stay| stay.contains(&other.name)));
         others.retain(|other| !before.contains(&other.name) && !beside.contains(&&*other.name));
         ensure!(others.is_empty(), "{name} and: {others:?}");
         self.fired.insert(name.to_owned());
-        if !self.mends {
-            self.stay.insert(name.to_owned());
+        if let Some(stay) = &mut self.stay {
+            stay.insert(name.to_owned());
         }
         Ok(())
     }
@@ -301,8 +300,7 @@ fn panels_show_and_alerts_fire() -> Result<()> {
     let ports = [&pair.leader_agent, &pair.follower].map(|agent| agent.config.metrics_port);
     let rules = hasten_rules(&scratch, &file("alerts.yml"))?;
     let prometheus = Prometheus::start(&scratch, &ports, &rules)?;
-    let (fired, stay) = (BTreeSet::new(), BTreeSet::new());
-    let mut watched = Watched { prometheus, pair, fired, stay, mends: true };
+    let mut watched = Watched { prometheus, pair, fired: BTreeSet::new(), stay: None };
 
     all_is_well(&watched)?;
     every_panel_shows(&watched, &ports)?;
@@ -494,7 +492,7 @@ fn alerts_stay(scratch: &Scratch, watched: &mut Watched) -> Result<()> {
     watched.pair.leader.sql("select pg_switch_wal()")?;
     watched.pair.catch_up(PATIENCE)?;
     watched.is_quiet(&["WalferryFailing"])?;
-    watched.mends = false;
+    watched.stay = Some(BTreeSet::new());
 
     // Less is free than is to stay free, whatever is removed.
     watched.fires("WalferryDiskLow", &[ON_LEADER, ("disk", "archive")], &AFTERMATH, |pair| {

@@ -209,9 +209,7 @@ fn rows_begin_without_a_hole() -> Result<()> {
                 })
             });
             let told = started.and_then(|pair| {
-                wait_until("rows are captured", PATIENCE, || {
-                    Ok(pair.follower.state_of("decode")? == "streaming")
-                })?;
+                pair.follower.wait_for_state("decode", "streaming")?;
                 // Of two that commit from here on, the second begins here, too: it is told.
                 let before = commits.load(Ordering::SeqCst);
                 wait_until("more is committed", PATIENCE, || {
@@ -260,9 +258,7 @@ fn a_reader_ends_where_it_is_told() -> Result<()> {
     let mut pair = Pair::start_configured(&scratch, &options("replica"), &more, |leader| {
         leader.sql("create table t (v int, padding text)").map(drop)
     })?;
-    wait_until("rows are captured", PATIENCE, || {
-        Ok(pair.follower.state_of("decode")? == "streaming")
-    })?;
+    pair.follower.wait_for_state("decode", "streaming")?;
     let position = |leader: &Cluster| -> Result<Lsn> {
         Ok(leader.sql("select pg_current_wal_insert_lsn()")?.parse()?)
     };

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use integration::command::output_of;
 use integration::compare::{Comparison, digests_of};
 use integration::metrics::http_get;
-use integration::pair::{archived_segments, last_record_end, unpacked_equals};
+use integration::pair::{archive_of, archived_segments, last_record_end, unpacked_equals};
 use integration::process::{send_signal, wait_for_exit, wait_until};
 use integration::{
     Agent, AgentConfig, BackupWal, Binaries, Cluster, ClusterOptions, PATIENCE, Pair, Scratch,
@@ -22,7 +21,6 @@ use integration::{
 };
 use rand::RngExt;
 use rustix::process::Signal;
-use walferry_archive::{Archive, OsFiles};
 use walfmt::{Lsn, SegmentName, SegmentSize};
 
 const SEGMENT_BYTES: u32 = 1 << 20;
@@ -112,9 +110,7 @@ fn another_history_is_told_apart(scratch: &Scratch, pair: &mut Pair) -> Result<(
     scratch.directory(archive.file_name().and_then(|name| name.to_str()).context("a name")?)?;
     let durable = pair.follower.position("durable")?;
     pair.leader_agent.start()?;
-    wait_until("the other history is noticed", PATIENCE, || {
-        Ok(pair.follower.state_of("receive")? == "diverged")
-    })?;
+    pair.follower.wait_for_state("receive", "diverged")?;
     ensure!(pair.follower.position("durable")? == durable, "WAL of another history was taken");
     println!("control: {}", stage_of(&pair.follower, "receive")?);
     Ok(())
@@ -122,10 +118,8 @@ fn another_history_is_told_apart(scratch: &Scratch, pair: &mut Pair) -> Result<(
 
 /// Where the WAL ends that a file of the leader's archive holds.
 fn archived_end(pair: &Pair, segment: &str) -> Result<Lsn> {
-    let size = SegmentSize::new(SEGMENT_BYTES).context("a segment size")?;
-    let system = pair.leader.sql("select system_identifier from pg_control_system()")?.parse()?;
-    let root = pair.leader_agent.archive_directory();
-    let archive = Archive::open(Arc::new(OsFiles), root, system, size)?;
+    let archive = archive_of(&pair.leader_agent, pair.leader.data_directory())?;
+    let size = archive.segment_size();
     let name: SegmentName = segment.parse()?;
     let start = size.start_of(name.number(size).context("a segment")?);
     Ok(start.advance(archive.read_segment(name)?.len() as u64))
@@ -226,7 +220,7 @@ fn a_promoted_server_is_not_followed_on_its_old_timeline() -> Result<()> {
     standby.start()?;
     let mut agent = Agent::new(&scratch, AgentConfig::leader("leader1", &standby)?)?;
     agent.start()?;
-    wait_until("it waits beside a standby", PATIENCE, || Ok(agent.state_of("tail")? == "waiting"))?;
+    agent.wait_for_state("tail", "waiting")?;
 
     // Some segments and many dirty pages: the checkpoint after the promotion takes its time.
     primary.sql("insert into t select generate_series(1, 200000)")?;

@@ -82,10 +82,7 @@ fn replace(scratch: &Scratch, agent: &mut Agent, more: &[(&str, &str, &str)]) ->
 }
 
 fn in_gap(pair: &Pair) -> Result<String> {
-    wait_until("the tail says that there is a gap", PATIENCE, || {
-        Ok(pair.leader_agent.state_of("tail").is_ok_and(|state| state == "gap"))
-    })
-    .with_context(|| pair.leader_agent.log_tail(20))?;
+    pair.leader_agent.wait_for_state("tail", "gap")?;
     let text = pair.leader_agent.run_verb("status", &[])?;
     let lines: Vec<&str> =
         text.lines().skip_while(|line| !line.contains("tail ")).take(2).collect();
@@ -415,8 +412,7 @@ fn retention() -> Result<()> {
     println!("{}", pair.follower.run_verb("status", &[])?);
     // It asks again and again, and nothing is kept for what it cannot have.
     bulk(&pair, Until::EVER)?;
-    wait_until("nothing is kept for it", PATIENCE, || Ok(file_bytes(&pair.leader_agent)? < 8 * MB))
-        .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))?;
+    nothing_is_held(&pair.leader_agent)?;
     // It may be asking just now.
     pair.follower.wait_for_state("receive", "needs_bootstrap")
 }
@@ -428,10 +424,12 @@ fn file_bytes(agent: &Agent) -> Result<u64> {
 /// Waits until the follower has everything, and what was kept for it is gone.
 fn caught_up(pair: &Pair) -> Result<()> {
     pair.catch_up(PATIENCE)?;
-    wait_until("nobody needs it, so it goes", PATIENCE, || {
-        Ok(file_bytes(&pair.leader_agent)? < 8 * MB)
-    })
-    .with_context(|| format!("{:?}", file_bytes(&pair.leader_agent)))
+    nothing_is_held(&pair.leader_agent)
+}
+
+fn nothing_is_held(agent: &Agent) -> Result<()> {
+    wait_until("nobody needs it, so it goes", PATIENCE, || Ok(file_bytes(agent)? < 8 * MB))
+        .with_context(|| format!("{:?}", file_bytes(agent)))
 }
 
 /// Until when something is to be done.
@@ -583,9 +581,7 @@ fn a_bootstrap_holds_wal_from_before_its_checkpoint() -> Result<()> {
     let mut leader_agent = Agent::new(&scratch, config)?;
     leader_agent.start()?;
     replace(&scratch, &mut leader_agent, &TIGHT)?;
-    wait_until("the archive is open", PATIENCE, || {
-        Ok(leader_agent.state_of("tail")? == "streaming")
-    })?;
+    leader_agent.wait_for_state("tail", "streaming")?;
     wait_for_removal(&leader, &leader_agent)?;
     let follower = AgentConfig::follower("follower1", &scratch, &leader_agent)?;
     let mut follower = Agent::new(&scratch, follower)?;

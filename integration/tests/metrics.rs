@@ -191,9 +191,7 @@ fn lag_is_what_it_should_be() -> Result<()> {
 fn names(pair: &mut Pair) -> Result<()> {
     // So that something has failed on either side.
     pair.leader.stop(integration::StopMode::Fast)?;
-    wait_until("the leader's agent misses its server", PATIENCE, || {
-        Ok(pair.leader_agent.state_of("horizon").is_ok_and(|state| state == "retrying"))
-    })?;
+    pair.leader_agent.wait_for_state("horizon", "retrying")?;
     let mut found = BTreeSet::new();
     for agent in [&pair.leader_agent, &pair.follower] {
         let text = integration::metrics::http_get(agent.config.metrics_port, "/metrics")?;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use integration::compare::{Comparison, digests_of};
 use integration::metrics::http_get;
-use integration::process::wait_until;
 use integration::{ClusterOptions, PATIENCE, Pair, Scratch, Seed, StopMode, Waldump};
 use rand::RngExt;
 use walfmt::{BLOCK_SIZE, Lsn};
@@ -38,8 +37,7 @@ fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
     pair.leader.sql("create table stops_replay (n int)")?;
     pair.leader.sql("create index on stops_replay using hash (n)")?;
     let stop = hash_record(&pair, before)?;
-    let stopped = || Ok(pair.follower.state_of("replay")? == "stopped");
-    wait_until("replay stops", PATIENCE, stopped)?;
+    pair.follower.wait_for_state("replay", "stopped")?;
     let words = ["Hash", "opcode 0x00", &format!("at {stop}")];
     let status = pair.follower.run_verb("status", &[])?;
     let health = http_get(pair.follower.config.metrics_port, "/healthz");
@@ -89,9 +87,7 @@ fn what_cannot_be_replayed_stops_replay_and_nothing_else() -> Result<()> {
 
     // After a restart it stops at the same place, and still says why.
     pair.follower.start()?;
-    wait_until("replay stops again", PATIENCE, || {
-        Ok(pair.follower.state_of("replay")? == "stopped")
-    })?;
+    pair.follower.wait_for_state("replay", "stopped")?;
     let status = pair.follower.run_verb("status", &[])?;
     assert!(words.iter().all(|word| status.contains(word)), "{words:?}: {status}");
     Ok(())

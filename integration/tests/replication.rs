@@ -230,9 +230,7 @@ fn another_history_is_refused_and_nothing_is_written() -> Result<()> {
     pair.catch_up(PATIENCE)?;
     // Its own leader still writes now and then: what must not change is looked at without any.
     pair.proxy.retarget(free_port()?);
-    wait_until("the follower has no leader", PATIENCE, || {
-        Ok(pair.follower.state_of("receive")? == "retrying")
-    })?;
+    pair.follower.wait_for_state("receive", "retrying")?;
     let end = pair.follower.position("received")?;
     let before = fingerprint(pair.follower.archive_directory())?;
 

@@ -192,22 +192,21 @@ impl ArchiveWriter {
         self.recovery
     }
 
-    /// Lets a timeline begin at `begin` instead, if nothing of it was ever archived: its one file is
-    /// empty. On return that is durable. What readers were told of an archive is durable once it was
-    /// synced, so sync before the first of them: then an empty one never had anything.
+    /// Lets a timeline begin at `begin` instead, if the archive has no WAL of it. On return that is
+    /// durable. A power cut may have emptied an archive that was never synced: a caller for whom "no
+    /// WAL" is to mean "nobody was given any" syncs before it gives the first.
     ///
-    /// [`ArchiveError::NotContiguous`] if there is anything, [`ArchiveError::NotASegmentStart`] if
-    /// `begin` is none; then all is as before.
+    /// [`ArchiveError::NotContiguous`] if there is WAL, and `begin` is not where it ends;
+    /// [`ArchiveError::NotASegmentStart`] if `begin` is none. Then all is as before.
     pub fn begin_at(&mut self, begin: Lsn) -> Result<()> {
         self.check_running()?;
-        let timeline = self.timeline;
-        if self.archive.segment_size().offset_of(begin) != 0 {
+        let (timeline, size) = (self.timeline, self.archive.segment_size());
+        if size.offset_of(begin) != 0 {
             return Err(ArchiveError::NotASegmentStart { timeline, lsn: begin });
         }
-        let only = self.archive.first_segment(timeline)? == Some(self.segment());
-        let is_empty = self.file_bytes == 0 && self.unwritten.is_empty();
-        let is_empty = is_empty && self.content_end == self.start();
-        if !only || !is_empty || begin == self.content_end {
+        let has_wal = self.content_end != size.start_of(self.segment)
+            || self.archive.first_segment(timeline)? != Some(self.segment());
+        if has_wal || begin == self.content_end {
             return self.check_contiguous(begin);
         }
         self.stopped = true;
@@ -412,11 +411,6 @@ impl ArchiveWriter {
             offset += read as u64;
         }
         Ok(())
-    }
-
-    /// Where the segment begins whose file is written.
-    fn start(&self) -> Lsn {
-        self.archive.segment_size().start_of(self.segment)
     }
 
     fn check_running(&self) -> Result<()> {

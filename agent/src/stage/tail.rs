@@ -166,7 +166,8 @@ fn publish(
     node.positions.advance(Position::SourceDurable, bound);
     writer.flush()?;
     if node.positions.get(Position::Durable) == Lsn::INVALID {
-        // Before anybody is given anything: so an archive without content has given nothing.
+        // Before anybody is given anything: an archive that a power cut left empty has given nothing
+        // then, and may begin elsewhere (`begin_archive`).
         writer.sync()?;
     }
     node.positions.advance(Position::Appended, bound);
@@ -271,9 +272,9 @@ pub(crate) fn read_control_file(
     })
 }
 
-/// Holds the last segment of the archive, if it has one, against `pg_wal`, so that an archive is never added to by
+/// Holds the last segment of the archive against `pg_wal`, so that an archive is never added to by
 /// another history, and lets the tail begin with that segment: its records are checked again, and
-/// the next one has a predecessor.
+/// the next one has a predecessor. An archive that has none is begun.
 fn meet(archive: &Archive, writer: &mut ArchiveWriter, tail: &mut WalTail) -> Result<(), Trouble> {
     let identity = tail.identity;
     let size = identity.segment_size;

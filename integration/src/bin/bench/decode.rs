@@ -287,7 +287,7 @@ impl Bench {
         agent.bootstrap(backup)?;
         copy(&store, &self.theirs.store)?;
         agent.start()?;
-        wait_until("rows are captured", PATIENCE, || Ok(agent.state_of("decode")? == "streaming"))?;
+        agent.wait_for_state("decode", "streaming")?;
         agent.stop()?;
         copy(&store, &self.ours.store)?;
         copy(&rows, &self.begun_rows)?;
